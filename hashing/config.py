@@ -1,0 +1,74 @@
+"""Settings of an encoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeGuard, get_args
+
+from hashing.errors import ConfigError
+
+Method = Literal["itq", "rotation"]
+
+WORD_BITS = 64
+"""Codes are issued and scanned in words of this many bits."""
+
+CODE_BITS_LIMIT = 1024
+ITQ_ITERATIONS_LIMIT = 1000
+FEATURE_COUNT_LIMIT = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """What `train_encoder` needs to know besides the rows.
+
+    method: "itq" learns the instance projection, "rotation" draws it (the LSH baseline).
+    code_bits, label_bits: widths of the instance and the label code, 64..1024, multiples of 64.
+    itq_iterations: alternations between signs and rotation, 1..1000.
+    feature_count: random features of the label part (D), 1..16384.
+    gamma: standard deviation of the feature frequencies, in radians per unit of distance.
+    ridge: ridge penalty of the label regression (lambda).
+    seed: source of every random draw; equal seed and rows give an equal encoder on one machine.
+
+    Raises: ConfigError that names the key.
+    """
+
+    method: Method = "itq"
+    code_bits: int = 256
+    itq_iterations: int = 50
+    label_bits: int = 64
+    feature_count: int = 2048
+    gamma: float = 0.5
+    ridge: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        methods = get_args(Method)
+        if self.method not in methods:
+            raise ConfigError("method", self.method, f"one of {', '.join(methods)}")
+        _require_bits("code_bits", self.code_bits)
+        _require_bits("label_bits", self.label_bits)
+        _require_int("itq_iterations", self.itq_iterations, low=1, high=ITQ_ITERATIONS_LIMIT)
+        _require_int("feature_count", self.feature_count, low=1, high=FEATURE_COUNT_LIMIT)
+        _require_positive("gamma", self.gamma)
+        _require_positive("ridge", self.ridge)
+        _require_int("seed", self.seed, low=0, high=2**63 - 1)
+
+
+def _require_bits(key: str, value: object) -> None:
+    if not (_is_int(value) and WORD_BITS <= value <= CODE_BITS_LIMIT and value % WORD_BITS == 0):
+        raise ConfigError(key, value, f"a multiple of {WORD_BITS} in {WORD_BITS}..{CODE_BITS_LIMIT}")
+
+
+def _require_int(key: str, value: object, *, low: int, high: int) -> None:
+    if not (_is_int(value) and low <= value <= high):
+        raise ConfigError(key, value, f"an integer in {low}..{high}")
+
+
+def _require_positive(key: str, value: object) -> None:
+    if not (_is_int(value) or isinstance(value, float)) or not (math.isfinite(value) and value > 0):
+        raise ConfigError(key, value, "a positive finite number")
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,94 @@
+"""What an encoder is made of, as named tensors and metadata, and the hash over it.
+
+The hash runs over a canonical order (names sorted, little-endian C-order bytes), so it does not depend
+on how a file lays them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.analytic import LabelHead, RandomFeatures
+from hashing.class_codes import ClassCodes
+from hashing.drift import DriftReference
+from hashing.projection import Projection
+from hashing.radius import RadiusTable
+
+ID_HEX_CHARS = 32
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def content_hash(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, object]) -> str:
+    """Return the first 128 bits of SHA-256 over names, dtypes, shapes, bytes and metadata, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        little_endian = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)
+        digest.update(canonical_json([name, little_endian.dtype.str, list(tensor.shape)]))
+        digest.update(little_endian.data)
+    digest.update(canonical_json(metadata))
+    return digest.hexdigest()[:ID_HEX_CHARS]
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one JSON spelling of `value`; NaN and infinities are refused with ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def projection_tensors(projections: Mapping[str, Projection]) -> Tensors:
+    """Return "projection.MODALITY.mean" and ".weight" of each modality."""
+    tensors: Tensors = {}
+    for modality, projection in projections.items():
+        tensors[f"projection.{modality}.mean"] = projection.mean
+        tensors[f"projection.{modality}.weight"] = projection.weight
+    return tensors
+
+
+def feature_tensors(features: RandomFeatures) -> Tensors:
+    """Return "features.omega" and "features.beta"."""
+    return {"features.omega": features.omega, "features.beta": features.beta}
+
+
+def label_tensors(label_head: LabelHead) -> Tensors:
+    """Return the features, "label.weight" and "label.class_bits"."""
+    return {
+        **feature_tensors(label_head.features),
+        "label.weight": label_head.weight,
+        "label.class_bits": label_head.class_codes.bits,
+    }
+
+
+def class_metadata(class_codes: ClassCodes) -> dict[str, object]:
+    """Return what the class bits alone do not say."""
+    return {"labels": list(class_codes.labels), "seed": class_codes.seed}
+
+
+def encoder_metadata(
+    *,
+    radius_table: RadiusTable,
+    drift_reference: DriftReference,
+    label_head: LabelHead | None,
+    parent_id: str | None,
+) -> dict[str, object]:
+    """Return the metadata that makes an encoder the one it is: metrics and times are no part of it."""
+    label_part: dict[str, object] | None = None
+    if label_head is not None:
+        label_part = {**class_metadata(label_head.class_codes), "modality": label_head.modality}
+    return {
+        "parent_id": parent_id,
+        "code_bits": radius_table.code_bits,
+        "radii": list(radius_table.radii),
+        "drift": {
+            "variance": drift_reference.variance,
+            "squared_variance": drift_reference.squared_variance,
+            "row_count": drift_reference.row_count,
+        },
+        "label_part": label_part,
+    }

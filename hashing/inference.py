@@ -1,0 +1,139 @@
+"""The encoder as a server holds it: immutable, numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.analytic import LabelHead
+from hashing.class_codes import Labels, target_bits
+from hashing.drift import DriftReference, drift_score
+from hashing.embeddings import as_rows
+from hashing.errors import NoLabelPartError, UnknownModalityError
+from hashing.identity import (
+    Tensors,
+    content_hash,
+    encoder_metadata,
+    label_tensors,
+    projection_tensors,
+)
+from hashing.projection import Projection
+from hashing.radius import RadiusTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoder:
+    """Maps embeddings to bits. Rows are expected L2-normalised; bits are bool, not packed.
+
+    projections: modality -> instance projection, all of one code_bits. radius_table, drift_reference:
+    measured on the first modality. label_head: None when trained without labels. parent_id: the
+    encoder that this one was updated from. metrics: figures of its training, no part of its identity.
+
+    encoder_id: hash of the content, 32 hex characters. instance_id: hash of the projections alone;
+    equal instance_id means equal instance codes.
+    """
+
+    projections: Mapping[str, Projection]
+    radius_table: RadiusTable
+    drift_reference: DriftReference
+    label_head: LabelHead | None = None
+    parent_id: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    encoder_id: str = field(init=False)
+    instance_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        widths = {projection.code_bits for projection in self.projections.values()}
+        assert widths == {self.radius_table.code_bits}, "one code_bits for all projections and the radii"
+        object.__setattr__(self, "projections", MappingProxyType(dict(self.projections)))
+        object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
+        object.__setattr__(self, "encoder_id", content_hash(self.tensors(), self.identity_metadata()))
+        instance_id = content_hash(projection_tensors(self.projections), {})
+        object.__setattr__(self, "instance_id", instance_id)
+
+    @property
+    def code_bits(self) -> int:
+        return self.radius_table.code_bits
+
+    @property
+    def label_bits(self) -> int | None:
+        return None if self.label_head is None else self.label_head.class_codes.label_bits
+
+    @property
+    def modalities(self) -> Mapping[str, int]:
+        """Modality -> embedding dimensions."""
+        return {modality: projection.dim for modality, projection in self.projections.items()}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The known classes in order of issue; () without a label part."""
+        return () if self.label_head is None else self.label_head.class_codes.labels
+
+    def instance_values(
+        self, embeddings: NDArray[np.floating], *, modality: str = "text"
+    ) -> NDArray[np.float32]:
+        """Map float [n, dim] to the real values h, float32 [n, code_bits]; bit = h > 0.
+
+        A row gives the same bits alone and in a batch, those with |h| < 1e-5 excepted.
+        Raises: EmbeddingsError; DimensionError; UnknownModalityError.
+        """
+        projection = self.projections.get(modality)
+        if projection is None:
+            raise UnknownModalityError(modality, known=tuple(self.projections))
+        return projection.project(as_rows(embeddings, dim=projection.dim))
+
+    def instance_bits(self, embeddings: NDArray[np.floating], *, modality: str = "text") -> NDArray[np.bool_]:
+        """Map float [n, dim] to instance codes, bool [n, code_bits]. Raises: as `instance_values`."""
+        return self.instance_values(embeddings, modality=modality) > 0
+
+    def label_values(self, embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Map float [n, dim] of the label part's modality to class queries, float32 [n, label_bits].
+
+        Score a stored label code by its inner product, in -1/+1, with the query.
+        Raises: NoLabelPartError; EmbeddingsError; DimensionError.
+        """
+        head = self._label_head()
+        return head.values(as_rows(embeddings, dim=head.features.dim))
+
+    def class_bits(self, labels: Labels) -> NDArray[np.bool_]:
+        """Return the label codes of rows with these labels, bool [n, label_bits].
+
+        Raises: NoLabelPartError; UnknownLabelError; TrainingDataError for a row without a label.
+        """
+        return target_bits(self._label_head().class_codes, labels)
+
+    def radius(self, cosine_distance: float) -> int:
+        """Return the Hamming radius in bits within which rows at this cosine distance were found."""
+        return self.radius_table.radius(cosine_distance)
+
+    def drift_score(self, embeddings: NDArray[np.floating], *, modality: str = "text") -> float:
+        """Return how far float [n, dim] are off the training data; about 0 +- 1 for rows like it.
+
+        See `drift.drift_score`. Raises: EmbeddingsError, also for no rows; DimensionError;
+        UnknownModalityError.
+        """
+        return drift_score(self.drift_reference, self.instance_values(embeddings, modality=modality))
+
+    def tensors(self) -> Tensors:
+        """Return every array of the encoder by name."""
+        label_part = {} if self.label_head is None else label_tensors(self.label_head)
+        drift = {"drift.mean": self.drift_reference.mean}
+        return {**projection_tensors(self.projections), **drift, **label_part}
+
+    def identity_metadata(self) -> dict[str, object]:
+        """Return what `encoder_id` covers besides the tensors."""
+        return encoder_metadata(
+            radius_table=self.radius_table,
+            drift_reference=self.drift_reference,
+            label_head=self.label_head,
+            parent_id=self.parent_id,
+        )
+
+    def _label_head(self) -> LabelHead:
+        if self.label_head is None:
+            raise NoLabelPartError(self.encoder_id)
+        return self.label_head

@@ -1,0 +1,223 @@
+"""Continue an encoder's label part with new rows, and judge the result before it serves.
+
+Stored codes never change: an update keeps the instance projections and every issued class code, and
+only the map from a query to its label values is solved anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.analytic import LabelState
+from hashing.class_codes import ClassCodes, Labels, check_labels
+from hashing.embeddings import CHUNK_ROWS
+from hashing.errors import NothingToLearnError, StateMismatchError, UnknownModalityError
+from hashing.inference import Encoder
+from hashing.metrics import class_retrieval_map
+from hashing.trainer import label_head_of
+
+MAP_TOLERANCE = 0.01
+"""Loss of mAP on old rows that the gate lets pass, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """row_count: labelled rows learned. skipped_row_count: rows without a label. new_labels: as issued."""
+
+    row_count: int
+    skipped_row_count: int
+    new_labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateResult:
+    """encoder: a candidate, the old one's child. state: to continue from once the encoder is accepted."""
+
+    encoder: Encoder
+    state: LabelState
+    report: UpdateReport
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledRows:
+    """Stored rows of a database and held-out queries against it.
+
+    embeddings: float [n, dim], labels: of each row, at least one.
+    query_embeddings: float [q, dim], learned from by no encoder; query_labels: of each query.
+    """
+
+    embeddings: NDArray[np.floating]
+    labels: Labels
+    query_embeddings: NDArray[np.floating]
+    query_labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What an update does to what is stored.
+
+    old_map_before, old_map_after: mAP of the old queries against the old rows' stored label codes, with
+    the old and the new encoder; NaN where the old encoder has no label part or no query can be judged.
+    new_map_after: mAP of the new queries against all stored label codes, with the new encoder.
+    stored_bits_changed: bits of the old rows' instance and label codes that the encoders disagree on.
+    reasons: why not accepted; empty otherwise.
+    """
+
+    old_map_before: float
+    old_map_after: float
+    new_map_after: float
+    stored_bits_changed: int
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+def update_labels(
+    encoder: Encoder,
+    state: LabelState,
+    *,
+    embeddings: NDArray[np.floating],
+    labels: Labels,
+    modality: str = "text",
+) -> UpdateResult:
+    """Learn labelled rows in a time that depends on them alone, not on what was learned before.
+
+    embeddings: float [n, dim]. labels: of each row; rows with none are skipped. Unseen labels get class
+    codes; issued codes, instance projections and radii stay, so instance_id stays. `state` is the one
+    that belongs to `encoder`, or `LabelState.empty` for an encoder without a label part (only then is
+    `modality` read). Neither argument is changed.
+    Raises: NothingToLearnError; StateMismatchError; EmbeddingsError; DimensionError; TrainingDataError.
+    """
+    check_labels(labels, row_count=embeddings.shape[0])
+    _check_state(encoder, state)
+    labelled = np.flatnonzero([len(own) > 0 for own in labels])
+    if labelled.size == 0:
+        raise NothingToLearnError(row_count=embeddings.shape[0])
+    updated = state.add(embeddings[labelled], [labels[row] for row in labelled.tolist()])
+    return UpdateResult(
+        encoder=renew_encoder(encoder, updated, modality=modality),
+        state=updated,
+        report=UpdateReport(
+            row_count=labelled.size,
+            skipped_row_count=embeddings.shape[0] - labelled.size,
+            new_labels=updated.class_codes.labels[len(state.class_codes) :],
+        ),
+    )
+
+
+def renew_encoder(encoder: Encoder, state: LabelState, *, modality: str = "text") -> Encoder:
+    """Return the child of `encoder` whose label part is solved from `state`.
+
+    For an update, and after `LabelState.remove` for forgetting. `modality` is read only where `encoder`
+    has no label part yet. Metrics of the parent's label part are dropped: they are not the child's.
+    Raises: StateMismatchError where issued class codes or features differ; UnknownModalityError;
+    TrainingDataError as `LabelState.solve`.
+    """
+    _check_state(encoder, state)
+    if encoder.label_head is not None:
+        modality = encoder.label_head.modality
+    projection = encoder.projections.get(modality)
+    if projection is None:
+        raise UnknownModalityError(modality, known=tuple(encoder.projections))
+    if projection.dim != state.features.dim:
+        raise StateMismatchError(f"{state.features.dim} dimensions against {projection.dim} of {modality!r}")
+    return replace(
+        encoder,
+        label_head=label_head_of(state, modality=modality),
+        parent_id=encoder.encoder_id,
+        metrics={**_instance_metrics(encoder.metrics), "labelled_row_count": float(state.row_count)},
+    )
+
+
+def evaluate_update(
+    old: Encoder,
+    new: Encoder,
+    *,
+    old_rows: LabelledRows | None,
+    new_rows: LabelledRows,
+    tolerance: float = MAP_TOLERANCE,
+    seed: int = 0,
+) -> GateReport:
+    """Compare an updated encoder with its parent on what is stored.
+
+    old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with
+    held-out queries. tolerance: in mAP. The new encoder is accepted iff it loses at most `tolerance` on
+    the old queries and changes no stored bit. Cost O(queries x stored rows): pass a sample of a large
+    database. Queries read the modality of the label part.
+    Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; EmbeddingsError.
+    """
+    before = after = float("nan")
+    bits_changed = 0
+    database_bits = new.class_bits(new_rows.labels)
+    database_labels = list(new_rows.labels)
+    if old_rows is not None:
+        old_bits = new.class_bits(old_rows.labels)
+        bits_changed = _instance_bits_changed(old, new, old_rows.embeddings)
+        if old.label_head is not None:
+            old_bits = old.class_bits(old_rows.labels)
+            bits_changed += int(np.count_nonzero(old_bits != new.class_bits(old_rows.labels)))
+            before = _map(old, old_rows, old_bits, old_rows.labels, seed=seed)
+            after = _map(new, old_rows, old_bits, old_rows.labels, seed=seed)
+        database_bits = np.concatenate([old_bits, database_bits])
+        database_labels = [*old_rows.labels, *database_labels]
+
+    reasons = []
+    if before - after > tolerance:
+        reasons.append(f"mAP on old rows falls from {before:.4f} to {after:.4f}, tolerance {tolerance}")
+    if bits_changed:
+        reasons.append(f"{bits_changed} stored bits change")
+    return GateReport(
+        old_map_before=before,
+        old_map_after=after,
+        new_map_after=_map(new, new_rows, database_bits, database_labels, seed=seed),
+        stored_bits_changed=bits_changed,
+        accepted=not reasons,
+        reasons=tuple(reasons),
+    )
+
+
+def _map(
+    encoder: Encoder, rows: LabelledRows, stored_bits: NDArray[np.bool_], stored_labels: Labels, *, seed: int
+) -> float:
+    return class_retrieval_map(
+        encoder.label_values(rows.query_embeddings),
+        stored_bits,
+        query_labels=rows.query_labels,
+        row_labels=stored_labels,
+        seed=seed,
+    )
+
+
+def _instance_bits_changed(old: Encoder, new: Encoder, embeddings: NDArray[np.floating]) -> int:
+    modality = new.label_head.modality if new.label_head is not None else next(iter(new.projections))
+    changed = 0
+    for start in range(0, embeddings.shape[0], CHUNK_ROWS):
+        chunk = embeddings[start : start + CHUNK_ROWS]
+        before = old.instance_bits(chunk, modality=modality)
+        changed += int(np.count_nonzero(before != new.instance_bits(chunk, modality=modality)))
+    return changed
+
+
+def _check_state(encoder: Encoder, state: LabelState) -> None:
+    head = encoder.label_head
+    if head is None:
+        return
+    same_features = np.array_equal(head.features.omega, state.features.omega) and np.array_equal(
+        head.features.beta, state.features.beta
+    )
+    if not same_features:
+        raise StateMismatchError("other random features")
+    if not _extends(state.class_codes, head.class_codes):
+        raise StateMismatchError("other class codes")
+
+
+def _extends(longer: ClassCodes, shorter: ClassCodes) -> bool:
+    count = len(shorter)
+    return longer.labels[:count] == shorter.labels and np.array_equal(longer.bits[:count], shorter.bits)
+
+
+def _instance_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("label")}

@@ -1,0 +1,123 @@
+"""Retrieval metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.class_codes import Labels
+
+QUERY_CHUNK = 256
+"""Queries scored at a time; a chunk holds QUERY_CHUNK x database rows in float32."""
+
+
+def mean_average_precision(scores: NDArray[np.floating], relevant: NDArray[np.bool_], *, seed: int) -> float:
+    """Return the mean over queries of average precision over the whole ranking, in [0, 1].
+
+    scores: [q, n], higher is better. relevant: bool [q, n]. Ties are broken at random by `seed`.
+    Queries without a relevant row are left out; NaN when none is left.
+    """
+    precisions = average_precisions(scores, relevant, rng=np.random.default_rng(seed))
+    scored = precisions[~np.isnan(precisions)]
+    return float(scored.mean()) if scored.size else float("nan")
+
+
+def average_precisions(
+    scores: NDArray[np.floating], relevant: NDArray[np.bool_], *, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return the average precision of each query, float64 [q]; NaN without a relevant row.
+
+    scores: [q, n], higher is better. relevant: bool [q, n].
+    """
+    precisions = np.full(scores.shape[0], np.nan)
+    for query in range(scores.shape[0]):
+        shuffle = rng.permutation(scores.shape[1])
+        order = shuffle[np.argsort(-scores[query, shuffle])]
+        ranks = np.flatnonzero(relevant[query, order]) + 1  # of the relevant rows, from 1
+        if ranks.size:
+            precisions[query] = np.mean(np.arange(1, ranks.size + 1) / ranks)
+    return precisions
+
+
+def recall_at_k(found: NDArray[np.integer], truth: NDArray[np.integer]) -> float:
+    """Return the mean share of a query's true ids that were found, in [0, 1].
+
+    found: ids [q, k], k may differ from that of truth. truth: ids [q, k], distinct in a row.
+    """
+    if truth.size == 0:
+        return float("nan")
+    hits = (truth[:, :, None] == found[:, None, :]).any(axis=2)  # [q, k]
+    return float(hits.mean())
+
+
+def class_retrieval_map(
+    values: NDArray[np.float32],
+    bits: NDArray[np.bool_],
+    *,
+    query_labels: Labels,
+    row_labels: Labels,
+    seed: int,
+) -> float:
+    """Return the mAP of class retrieval with real-valued queries against stored label codes.
+
+    values: float32 [q, label_bits]. bits: bool [n, label_bits]. Score is the inner product with the
+    codes in -1/+1; a row is relevant when it shares a label with the query.
+    NaN when no query has a relevant row.
+    """
+    signs = np.where(bits, np.float32(1), np.float32(-1))
+    rows_by_label = _rows_by_label(row_labels)
+    rng = np.random.default_rng(seed)
+    precisions = []
+    for start in range(0, values.shape[0], QUERY_CHUNK):
+        scores = values[start : start + QUERY_CHUNK] @ signs.T  # [chunk, n]
+        relevant = np.zeros(scores.shape, dtype=np.bool_)
+        for query, own in enumerate(query_labels[start : start + QUERY_CHUNK]):
+            for label in own:
+                relevant[query, rows_by_label.get(label, _NO_ROWS)] = True
+        precisions.append(average_precisions(scores, relevant, rng=rng))
+    scored = np.concatenate(precisions) if precisions else np.empty(0)
+    scored = scored[~np.isnan(scored)]
+    return float(scored.mean()) if scored.size else float("nan")
+
+
+def code_recall(
+    projected_queries: NDArray[np.float32],
+    projected_rows: NDArray[np.float32],
+    *,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    truth_count: int,
+    candidate_count: int,
+) -> float:
+    """Return the share of each query's exact neighbours that are among its nearest codes, in [0, 1].
+
+    projected_*: instance values, float32 [q, code_bits] and [n, code_bits]. queries, rows: unit
+    float32 [q, dim] and [n, dim]. The `truth_count` rows of highest cosine are sought among the
+    `candidate_count` of smallest Hamming distance; both are capped at n.
+    """
+    row_signs = np.where(projected_rows > 0, np.float32(1), np.float32(-1))
+    query_signs = np.where(projected_queries > 0, np.float32(1), np.float32(-1))
+    recalls = []
+    for start in range(0, queries.shape[0], QUERY_CHUNK):
+        chunk = slice(start, start + QUERY_CHUNK)
+        truth = top_columns(queries[chunk] @ rows.T, count=truth_count)
+        found = top_columns(query_signs[chunk] @ row_signs.T, count=candidate_count)
+        recalls += [recall_at_k(found, truth)] * truth.shape[0]
+    return float(np.mean(recalls))
+
+
+def top_columns(scores: NDArray[np.float32], *, count: int) -> NDArray[np.intp]:
+    """Return the `count` columns of highest score in each row, unordered, [q, min(count, n)]."""
+    count = min(count, scores.shape[1])
+    return np.argpartition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count :]
+
+
+_NO_ROWS = np.empty(0, dtype=np.intp)
+
+
+def _rows_by_label(labels: Labels) -> dict[str, NDArray[np.intp]]:
+    rows: dict[str, list[int]] = {}
+    for row, own in enumerate(labels):
+        for label in own:
+            rows.setdefault(label, []).append(row)
+    return {label: np.array(own, dtype=np.intp) for label, own in rows.items()}

@@ -1,0 +1,178 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from hashing import (
+    CheckpointError,
+    Encoder,
+    EncoderConfig,
+    LabelState,
+    TrainedEncoder,
+    dump_encoder,
+    dump_state,
+    load_encoder,
+    load_state,
+    train_encoder,
+)
+from hashing.checkpoint import METADATA_KEY, _document
+from hashing.identity import content_hash
+
+
+def _rewritten(content: bytes, *, tensors=None, **fields) -> bytes:
+    """The checkpoint with other tensors or fields under a checksum that is right for them."""
+    document = {**_document(content), **fields}
+    document.pop("checksum")
+    tensors = {**load(content), **(tensors or {})}
+    document["checksum"] = content_hash(tensors, document)
+    return save(tensors, metadata={METADATA_KEY: json.dumps(document)})
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TrainedEncoder:
+    rng = np.random.default_rng(0)
+    config = EncoderConfig(method="rotation", code_bits=64, feature_count=4)
+    return train_encoder(
+        rng.standard_normal((6, 3)).astype(np.float32), config=config, labels=[["a"], ["b"], ["ü"]] * 2
+    )
+
+
+def test_encoder_survives_the_round_trip(trained: TrainedEncoder, draw_clusters) -> None:
+    encoder = replace(trained.encoder, parent_id="f" * 32)
+    loaded = load_encoder(dump_encoder(encoder))
+    rows, _ = draw_clusters(class_count=8, rows_per_class=3, seed=3)
+    assert (loaded.encoder_id, loaded.instance_id) == (encoder.encoder_id, encoder.instance_id)
+    assert (loaded.parent_id, loaded.labels, loaded.metrics) == (
+        encoder.parent_id,
+        encoder.labels,
+        encoder.metrics,
+    )
+    assert loaded.radius_table == encoder.radius_table
+    assert loaded.drift_score(rows) == encoder.drift_score(rows)
+    np.testing.assert_array_equal(loaded.instance_values(rows), encoder.instance_values(rows))
+    np.testing.assert_array_equal(loaded.label_values(rows), encoder.label_values(rows))
+
+
+def test_encoder_without_labels_survives_the_round_trip(trained: TrainedEncoder) -> None:
+    encoder = replace(trained.encoder, label_head=None)
+    assert load_encoder(dump_encoder(encoder)).encoder_id == encoder.encoder_id
+
+
+def test_dump_is_the_same_bytes_each_time(trained: TrainedEncoder) -> None:
+    assert dump_encoder(trained.encoder) == dump_encoder(trained.encoder)
+
+
+def test_loaded_encoder_issues_the_class_codes_the_original_would(trained: TrainedEncoder) -> None:
+    loaded = load_encoder(dump_encoder(trained.encoder))
+    assert loaded.label_head is not None and trained.encoder.label_head is not None
+    np.testing.assert_array_equal(
+        loaded.label_head.class_codes.issue(["new"]).bits,
+        trained.encoder.label_head.class_codes.issue(["new"]).bits,
+    )
+
+
+def test_state_survives_the_round_trip(trained: TrainedEncoder) -> None:
+    state = trained.state
+    assert state is not None
+    loaded = load_state(dump_state(state))
+    np.testing.assert_array_equal(loaded.gram, state.gram)
+    np.testing.assert_array_equal(loaded.cross, state.cross)
+    np.testing.assert_array_equal(loaded.solve(), state.solve())
+    assert (loaded.ridge, loaded.row_count) == (state.ridge, state.row_count)
+    assert loaded.class_codes.labels == state.class_codes.labels
+
+
+def test_empty_state_survives_the_round_trip() -> None:
+    state = LabelState.empty(3, config=EncoderConfig(feature_count=4, ridge=1))
+    assert load_state(dump_state(state)).row_count == 0
+
+
+def test_state_stores_half_of_the_symmetric_matrix(trained: TrainedEncoder) -> None:
+    assert trained.state is not None
+    count = trained.state.features.count
+    assert load(dump_state(trained.state))["state.gram_upper"].shape == (count * (count + 1) // 2,)
+
+
+@settings(max_examples=150, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_any_changed_byte_is_refused(tiny: TrainedEncoder, where: float, flip: int) -> None:
+    content = bytearray(dump_encoder(tiny.encoder))
+    content[int(where * len(content))] ^= flip
+    with pytest.raises(CheckpointError):
+        load_encoder(bytes(content))
+
+
+@settings(max_examples=100, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_truncated_bytes_are_refused(tiny: TrainedEncoder, share: float) -> None:
+    content = dump_encoder(tiny.encoder)
+    with pytest.raises(CheckpointError):
+        load_encoder(content[: int(share * len(content))])
+
+
+@given(content=st.binary(max_size=200))
+def test_foreign_bytes_are_refused(content: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        load_encoder(content)
+
+
+def test_safetensors_of_another_program_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="no nearhit metadata"):
+        load_encoder(save({"weight": np.zeros(3, dtype=np.float32)}))
+
+
+def test_state_is_not_taken_for_an_encoder(tiny: TrainedEncoder) -> None:
+    assert tiny.state is not None
+    with pytest.raises(CheckpointError, match="nearhit-label-state"):
+        load_encoder(dump_state(tiny.state))
+    with pytest.raises(CheckpointError, match="nearhit-encoder"):
+        load_state(dump_encoder(tiny.encoder))
+
+
+def test_unknown_format_version_is_refused(tiny: TrainedEncoder) -> None:
+    with pytest.raises(CheckpointError, match="version 2"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=2))
+
+
+def test_weights_of_another_encoder_are_refused(tiny: TrainedEncoder) -> None:
+    content = dump_encoder(tiny.encoder)
+    weight = load(content)["label.weight"] + 1
+    with pytest.raises(CheckpointError, match=f"not {tiny.encoder.encoder_id}"):
+        load_encoder(_rewritten(content, tensors={"label.weight": weight}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("projection.text.weight", np.full((3, 64), np.nan, dtype=np.float32), "not finite"),
+        ("projection.text.weight", np.zeros((3, 128), dtype=np.float32), "differ in code_bits"),
+        ("projection.text.weight", np.zeros(3, dtype=np.float32), "not a matrix"),
+        ("projection.text.mean", np.zeros(4, dtype=np.float32), "expected float32"),
+        ("label.weight", np.zeros((4, 64)), "expected float32"),
+        ("label.class_bits", np.zeros((2, 64), dtype=np.bool_), "expected bool"),
+        ("features.omega", np.zeros((2, 4), dtype=np.float32), "does not fit modality"),
+    ],
+)
+def test_inconsistent_tensors_are_refused(tiny: TrainedEncoder, name: str, value, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), tensors={name: value}))
+
+
+@pytest.mark.parametrize("radii", [[1] * 49, [2] + [1] * 49, [65] * 50, [-1] * 50, ["1"] * 50])
+def test_invalid_radii_are_refused(tiny: TrainedEncoder, radii: list[object]) -> None:
+    identity = {**tiny.encoder.identity_metadata(), "radii": radii}
+    with pytest.raises(CheckpointError, match="radii"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), identity=identity))
+
+
+def test_missing_field_is_named(tiny: TrainedEncoder) -> None:
+    with pytest.raises(CheckpointError, match="modalities"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), modalities=None))
+
+
+def test_type_of_loaded_encoder(tiny: TrainedEncoder) -> None:
+    assert isinstance(load_encoder(dump_encoder(tiny.encoder)), Encoder)

@@ -1,0 +1,206 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hashing import (
+    EncoderConfig,
+    LabelledRows,
+    LabelState,
+    NothingToLearnError,
+    StateMismatchError,
+    TrainedEncoder,
+    UnknownModalityError,
+    evaluate_update,
+    renew_encoder,
+    train_encoder,
+    update_labels,
+)
+
+
+def _of_classes(rows, labels, names: set[str]):
+    chosen = [row for row, own in enumerate(labels) if own[0] in names]
+    return rows[chosen], [labels[row] for row in chosen]
+
+
+@pytest.fixture
+def new_domain(draw_clusters):
+    """Rows of the classes c8..c11, which the trained encoder has not seen."""
+    rows, labels = draw_clusters(class_count=12, rows_per_class=30, seed=4)
+    return _of_classes(rows, labels, {"c8", "c9", "c10", "c11"})
+
+
+@pytest.fixture
+def old_rows(draw_clusters) -> LabelledRows:
+    rows, labels = draw_clusters(class_count=8, rows_per_class=75)
+    queries, query_labels = draw_clusters(class_count=8, rows_per_class=20, seed=11)
+    return LabelledRows(rows, labels, queries, query_labels)
+
+
+def test_update_equals_training_on_old_and_new_together(
+    trained: TrainedEncoder, new_domain, draw_clusters, small_config
+) -> None:
+    rows, labels = draw_clusters(class_count=8, rows_per_class=75)
+    result = update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1])
+    together = LabelState.empty(32, config=small_config)
+    together = together.add(np.concatenate([rows, new_domain[0]]), [*labels, *new_domain[1]])
+    assert result.encoder.labels == together.class_codes.labels
+    np.testing.assert_allclose(result.encoder.label_head.weight, together.solve(), atol=1e-3)
+
+
+def test_update_keeps_instance_part_and_names_the_parent(trained: TrainedEncoder, new_domain) -> None:
+    old = trained.encoder
+    new = update_labels(old, trained.state, embeddings=new_domain[0], labels=new_domain[1]).encoder
+    assert (new.parent_id, new.instance_id) == (old.encoder_id, old.instance_id)
+    assert new.encoder_id != old.encoder_id
+    assert new.radius_table == old.radius_table
+
+
+def test_update_keeps_issued_class_codes(trained: TrainedEncoder, new_domain) -> None:
+    old = trained.encoder
+    new = update_labels(old, trained.state, embeddings=new_domain[0], labels=new_domain[1]).encoder
+    issued = [[label] for label in old.labels]
+    np.testing.assert_array_equal(new.class_bits(issued), old.class_bits(issued))
+
+
+def test_update_changes_neither_argument(trained: TrainedEncoder, new_domain) -> None:
+    encoder_id, row_count = trained.encoder.encoder_id, trained.state.row_count
+    update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1])
+    assert (trained.encoder.encoder_id, trained.state.row_count) == (encoder_id, row_count)
+
+
+def test_report_counts_rows_and_names_new_labels(trained: TrainedEncoder, new_domain) -> None:
+    labels = [[], *new_domain[1][1:]]
+    report = update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=labels).report
+    assert (report.row_count, report.skipped_row_count) == (119, 1)
+    assert report.new_labels == tuple(dict.fromkeys(label for own in labels for label in own))
+
+
+@pytest.mark.parametrize("label", ["c0", "never seen"])
+def test_single_row_is_enough(trained: TrainedEncoder, new_domain, label: str) -> None:
+    result = update_labels(trained.encoder, trained.state, embeddings=new_domain[0][:1], labels=[[label]])
+    assert result.state.row_count == 601
+    assert label in result.encoder.labels
+
+
+def test_child_drops_metrics_of_the_parents_label_part(trained: TrainedEncoder, new_domain) -> None:
+    metrics = update_labels(
+        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+    ).encoder.metrics
+    assert "label_map" not in metrics
+    assert metrics["labelled_row_count"] == 720
+    assert metrics["recall_at_10_in_100"] == trained.encoder.metrics["recall_at_10_in_100"]
+
+
+def test_first_labels_give_an_unlabelled_encoder_its_label_part(
+    new_domain, small_config: EncoderConfig
+) -> None:
+    unlabelled = train_encoder(new_domain[0], config=small_config, modality="image").encoder
+    state = LabelState.empty(32, config=small_config)
+    result = update_labels(
+        unlabelled, state, embeddings=new_domain[0], labels=new_domain[1], modality="image"
+    )
+    assert result.encoder.label_head.modality == "image"
+    assert set(result.encoder.labels) == {"c8", "c9", "c10", "c11"}
+
+
+def test_first_labels_of_an_unknown_modality_are_refused(new_domain, small_config: EncoderConfig) -> None:
+    unlabelled = train_encoder(new_domain[0], config=small_config, modality="image").encoder
+    state = LabelState.empty(32, config=small_config)
+    with pytest.raises(UnknownModalityError):
+        update_labels(unlabelled, state, embeddings=new_domain[0], labels=new_domain[1])
+
+
+def test_update_without_a_label_says_there_is_nothing_to_learn(trained: TrainedEncoder, new_domain) -> None:
+    with pytest.raises(NothingToLearnError, match="without labels there is nothing to learn") as caught:
+        update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=[[]] * 120)
+    assert caught.value.row_count == 120
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"seed": 1}, "features"), ({"label_bits": 128}, "class codes")]
+)
+def test_state_of_another_encoder_is_refused(
+    trained: TrainedEncoder, new_domain, small_config, change, message: str
+) -> None:
+    foreign = LabelState.empty(32, config=replace(small_config, **change))
+    with pytest.raises(StateMismatchError, match=message):
+        update_labels(trained.encoder, foreign, embeddings=new_domain[0], labels=new_domain[1])
+
+
+def test_state_of_another_width_is_refused(new_domain, small_config: EncoderConfig) -> None:
+    unlabelled = train_encoder(new_domain[0], config=small_config).encoder
+    with pytest.raises(StateMismatchError, match="16 dimensions against 32"):
+        renew_encoder(unlabelled, LabelState.empty(16, config=small_config))
+
+
+def test_forgetting_a_class_leaves_the_others(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    rows, labels = _of_classes(old_rows.embeddings, old_rows.labels, {"c3"})
+    forgotten = renew_encoder(trained.encoder, trained.state.remove(rows, labels))
+    queries, _ = _of_classes(old_rows.query_embeddings, old_rows.query_labels, {"c3"})
+    signs = np.where(forgotten.class_bits([[label] for label in forgotten.labels]), 1, -1)
+    best = np.argmax(forgotten.label_values(queries) @ signs.T, axis=1)
+    assert np.mean([forgotten.labels[index] == "c3" for index in best]) < 0.2
+    assert forgotten.labels == trained.encoder.labels
+
+
+def test_gate_accepts_an_update_that_forgets_nothing(
+    trained: TrainedEncoder, new_domain, old_rows: LabelledRows, draw_clusters
+) -> None:
+    new = update_labels(
+        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+    ).encoder
+    queries = _of_classes(
+        *draw_clusters(class_count=12, rows_per_class=10, seed=9), {"c8", "c9", "c10", "c11"}
+    )
+    report = evaluate_update(
+        trained.encoder, new, old_rows=old_rows, new_rows=LabelledRows(*new_domain, *queries)
+    )
+    assert report.accepted and report.reasons == ()
+    assert report.old_map_before > 0.95 and report.old_map_after > 0.94 and report.new_map_after > 0.9
+    assert report.stored_bits_changed == 0
+
+
+def test_gate_measures_old_map_with_each_encoder(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    blind = _with_weight(trained, np.zeros_like(trained.encoder.label_head.weight))
+    report = evaluate_update(trained.encoder, blind, old_rows=old_rows, new_rows=old_rows)
+    assert report.old_map_before > 0.95
+    assert report.old_map_after < 0.3
+    assert not report.accepted
+    assert "mAP on old rows falls" in report.reasons[0]
+
+
+def test_gate_tolerates_a_loss_up_to_the_tolerance(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    blind = _with_weight(trained, np.zeros_like(trained.encoder.label_head.weight))
+    report = evaluate_update(trained.encoder, blind, old_rows=old_rows, new_rows=old_rows, tolerance=1.0)
+    assert report.accepted
+
+
+def test_gate_refuses_changed_instance_bits(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    projection = trained.encoder.projections["text"]
+    weight = projection.weight.copy()
+    weight[:, 5] *= -1
+    other = replace(trained.encoder, projections={"text": replace(projection, weight=weight)})
+    report = evaluate_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
+    assert (report.stored_bits_changed, report.accepted) == (600, False)
+
+
+def test_gate_refuses_changed_class_codes(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    head = trained.encoder.label_head
+    bits = head.class_codes.bits.copy()
+    bits[:, 7] ^= True
+    other = replace(
+        trained.encoder, label_head=replace(head, class_codes=replace(head.class_codes, bits=bits))
+    )
+    report = evaluate_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
+    assert (report.stored_bits_changed, report.accepted) == (600, False)
+
+
+def test_gate_without_old_rows_judges_the_new_alone(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    report = evaluate_update(trained.encoder, trained.encoder, old_rows=None, new_rows=old_rows)
+    assert report.accepted and report.new_map_after > 0.95
+    assert np.isnan(report.old_map_before) and np.isnan(report.old_map_after)
+
+
+def _with_weight(trained: TrainedEncoder, weight: np.ndarray):
+    return replace(trained.encoder, label_head=replace(trained.encoder.label_head, weight=weight))
