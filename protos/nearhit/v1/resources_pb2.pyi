@@ -1,0 +1,251 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TtlMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TTL_MODE_UNSPECIFIED: _ClassVar[TtlMode]
+    TTL_MODE_ABSOLUTE: _ClassVar[TtlMode]
+    TTL_MODE_SLIDING: _ClassVar[TtlMode]
+
+class Eviction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVICTION_UNSPECIFIED: _ClassVar[Eviction]
+    EVICTION_LRU: _ClassVar[Eviction]
+    EVICTION_LFU: _ClassVar[Eviction]
+
+class EntryView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENTRY_VIEW_UNSPECIFIED: _ClassVar[EntryView]
+    ENTRY_VIEW_BASIC: _ClassVar[EntryView]
+    ENTRY_VIEW_FULL: _ClassVar[EntryView]
+
+class SearchPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEARCH_PATH_UNSPECIFIED: _ClassVar[SearchPath]
+    SEARCH_PATH_SCAN: _ClassVar[SearchPath]
+    SEARCH_PATH_HNSW: _ClassVar[SearchPath]
+    SEARCH_PATH_EXACT: _ClassVar[SearchPath]
+TTL_MODE_UNSPECIFIED: TtlMode
+TTL_MODE_ABSOLUTE: TtlMode
+TTL_MODE_SLIDING: TtlMode
+EVICTION_UNSPECIFIED: Eviction
+EVICTION_LRU: Eviction
+EVICTION_LFU: Eviction
+ENTRY_VIEW_UNSPECIFIED: EntryView
+ENTRY_VIEW_BASIC: EntryView
+ENTRY_VIEW_FULL: EntryView
+SEARCH_PATH_UNSPECIFIED: SearchPath
+SEARCH_PATH_SCAN: SearchPath
+SEARCH_PATH_HNSW: SearchPath
+SEARCH_PATH_EXACT: SearchPath
+
+class Cache(_message.Message):
+    __slots__ = ("name", "modalities", "code_bits", "label_bits", "active_encoder", "seq", "create_time", "etag", "description")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODALITIES_FIELD_NUMBER: _ClassVar[int]
+    CODE_BITS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_BITS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    modalities: _containers.RepeatedCompositeFieldContainer[Modality]
+    code_bits: int
+    label_bits: int
+    active_encoder: str
+    seq: int
+    create_time: _timestamp_pb2.Timestamp
+    etag: str
+    description: str
+    def __init__(self, name: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[Modality, _Mapping]]] = ..., code_bits: _Optional[int] = ..., label_bits: _Optional[int] = ..., active_encoder: _Optional[str] = ..., seq: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class Modality(_message.Message):
+    __slots__ = ("modality", "dim", "embedder_id")
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_ID_FIELD_NUMBER: _ClassVar[int]
+    modality: str
+    dim: int
+    embedder_id: str
+    def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ...) -> None: ...
+
+class Category(_message.Message):
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    TTL_MODE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MISS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    threshold: float
+    ttl: _duration_pb2.Duration
+    ttl_mode: TtlMode
+    max_entries: int
+    max_bytes: int
+    eviction: Eviction
+    shadow: bool
+    entry_count: int
+    size_bytes: int
+    create_time: _timestamp_pb2.Timestamp
+    etag: str
+    hit_count: int
+    miss_count: int
+    shadow_hit_count: int
+    bypass_count: int
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    TTL_MODE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    category: str
+    embedding: bytes
+    modality: str
+    embedder_id: str
+    text: str
+    response: bytes
+    content_type: str
+    scope: str
+    fingerprint: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    source: str
+    ttl: _duration_pb2.Duration
+    ttl_mode: TtlMode
+    create_time: _timestamp_pb2.Timestamp
+    expire_time: _timestamp_pb2.Timestamp
+    seq: int
+    encoder: str
+    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., embedding: _Optional[bytes] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ..., text: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seq: _Optional[int] = ..., encoder: _Optional[str] = ...) -> None: ...
+
+class Query(_message.Message):
+    __slots__ = ("embedding", "text", "modality", "embedder_id")
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_ID_FIELD_NUMBER: _ClassVar[int]
+    embedding: bytes
+    text: str
+    modality: str
+    embedder_id: str
+    def __init__(self, embedding: _Optional[bytes] = ..., text: _Optional[str] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ...) -> None: ...
+
+class Encoder(_message.Message):
+    __slots__ = ("name", "state", "parent", "code_bits", "label_bits", "class_count", "metrics", "reason", "create_time")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Encoder.State]
+        STATE_CANDIDATE: _ClassVar[Encoder.State]
+        STATE_ACTIVE: _ClassVar[Encoder.State]
+        STATE_RETIRED: _ClassVar[Encoder.State]
+        STATE_REJECTED: _ClassVar[Encoder.State]
+    STATE_UNSPECIFIED: Encoder.State
+    STATE_CANDIDATE: Encoder.State
+    STATE_ACTIVE: Encoder.State
+    STATE_RETIRED: Encoder.State
+    STATE_REJECTED: Encoder.State
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    CODE_BITS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_BITS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: Encoder.State
+    parent: str
+    code_bits: int
+    label_bits: int
+    class_count: int
+    metrics: _containers.ScalarMap[str, float]
+    reason: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Encoder.State, str]] = ..., parent: _Optional[str] = ..., code_bits: _Optional[int] = ..., label_bits: _Optional[int] = ..., class_count: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("name", "kind", "state", "report", "error", "create_time", "end_time")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Job.Kind]
+        KIND_UPDATE: _ClassVar[Job.Kind]
+    KIND_UNSPECIFIED: Job.Kind
+    KIND_UPDATE: Job.Kind
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Job.State]
+        STATE_QUEUED: _ClassVar[Job.State]
+        STATE_RUNNING: _ClassVar[Job.State]
+        STATE_SUCCEEDED: _ClassVar[Job.State]
+        STATE_FAILED: _ClassVar[Job.State]
+        STATE_CANCELLED: _ClassVar[Job.State]
+    STATE_UNSPECIFIED: Job.State
+    STATE_QUEUED: Job.State
+    STATE_RUNNING: Job.State
+    STATE_SUCCEEDED: Job.State
+    STATE_FAILED: Job.State
+    STATE_CANCELLED: Job.State
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: Job.Kind
+    state: Job.State
+    report: str
+    error: str
+    create_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[Job.Kind, str]] = ..., state: _Optional[_Union[Job.State, str]] = ..., report: _Optional[str] = ..., error: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,258 @@
+from google.protobuf import empty_pb2 as _empty_pb2
+from nearhit.v1 import resources_pb2 as _resources_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LookupMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOOKUP_MODE_UNSPECIFIED: _ClassVar[LookupMode]
+    LOOKUP_MODE_SERVE: _ClassVar[LookupMode]
+    LOOKUP_MODE_BYPASS: _ClassVar[LookupMode]
+    LOOKUP_MODE_REFRESH: _ClassVar[LookupMode]
+
+class LookupOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOOKUP_OUTCOME_UNSPECIFIED: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_HIT: _ClassVar[LookupOutcome]
+    LOOKUP_OUTCOME_MISS: _ClassVar[LookupOutcome]
+
+class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOOKUP_REASON_UNSPECIFIED: _ClassVar[LookupReason]
+    LOOKUP_REASON_FINGERPRINT: _ClassVar[LookupReason]
+    LOOKUP_REASON_WITHIN_THRESHOLD: _ClassVar[LookupReason]
+    LOOKUP_REASON_BEYOND_THRESHOLD: _ClassVar[LookupReason]
+    LOOKUP_REASON_NO_CANDIDATE: _ClassVar[LookupReason]
+    LOOKUP_REASON_BYPASS: _ClassVar[LookupReason]
+    LOOKUP_REASON_REFRESH: _ClassVar[LookupReason]
+    LOOKUP_REASON_SHADOW: _ClassVar[LookupReason]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_RIGHT: _ClassVar[Verdict]
+    VERDICT_WRONG: _ClassVar[Verdict]
+    VERDICT_REPLACED: _ClassVar[Verdict]
+LOOKUP_MODE_UNSPECIFIED: LookupMode
+LOOKUP_MODE_SERVE: LookupMode
+LOOKUP_MODE_BYPASS: LookupMode
+LOOKUP_MODE_REFRESH: LookupMode
+LOOKUP_OUTCOME_UNSPECIFIED: LookupOutcome
+LOOKUP_OUTCOME_HIT: LookupOutcome
+LOOKUP_OUTCOME_MISS: LookupOutcome
+LOOKUP_REASON_UNSPECIFIED: LookupReason
+LOOKUP_REASON_FINGERPRINT: LookupReason
+LOOKUP_REASON_WITHIN_THRESHOLD: LookupReason
+LOOKUP_REASON_BEYOND_THRESHOLD: LookupReason
+LOOKUP_REASON_NO_CANDIDATE: LookupReason
+LOOKUP_REASON_BYPASS: LookupReason
+LOOKUP_REASON_REFRESH: LookupReason
+LOOKUP_REASON_SHADOW: LookupReason
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_RIGHT: Verdict
+VERDICT_WRONG: Verdict
+VERDICT_REPLACED: Verdict
+
+class LookupRequest(_message.Message):
+    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq")
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQ_FIELD_NUMBER: _ClassVar[int]
+    category: str
+    query: _resources_pb2.Query
+    scope: str
+    fingerprint: str
+    mode: LookupMode
+    threshold: float
+    min_seq: int
+    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ...) -> None: ...
+
+class LookupResponse(_message.Message):
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_PATH_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_EXAMINED_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_US_FIELD_NUMBER: _ClassVar[int]
+    outcome: LookupOutcome
+    reason: LookupReason
+    entry: str
+    response: bytes
+    content_type: str
+    distance: float
+    threshold: float
+    search_path: _resources_pb2.SearchPath
+    candidates_examined: int
+    lookup_token: str
+    generation: str
+    seq: int
+    latency_us: int
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ...) -> None: ...
+
+class BatchLookupRequest(_message.Message):
+    __slots__ = ("parent", "requests")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    requests: _containers.RepeatedCompositeFieldContainer[LookupRequest]
+    def __init__(self, parent: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[LookupRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchLookupResponse(_message.Message):
+    __slots__ = ("responses",)
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[LookupResponse]
+    def __init__(self, responses: _Optional[_Iterable[_Union[LookupResponse, _Mapping]]] = ...) -> None: ...
+
+class StoreRequest(_message.Message):
+    __slots__ = ("entry", "request_id", "replace_entry")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: _resources_pb2.Entry
+    request_id: str
+    replace_entry: str
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ...) -> None: ...
+
+class StoreResponse(_message.Message):
+    __slots__ = ("entry", "evicted_count")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    entry: _resources_pb2.Entry
+    evicted_count: int
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., evicted_count: _Optional[int] = ...) -> None: ...
+
+class BatchStoreRequest(_message.Message):
+    __slots__ = ("parent", "requests")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    requests: _containers.RepeatedCompositeFieldContainer[StoreRequest]
+    def __init__(self, parent: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[StoreRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchStoreResponse(_message.Message):
+    __slots__ = ("responses",)
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[StoreResponse]
+    def __init__(self, responses: _Optional[_Iterable[_Union[StoreResponse, _Mapping]]] = ...) -> None: ...
+
+class GetEntryRequest(_message.Message):
+    __slots__ = ("name", "view")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    view: _resources_pb2.EntryView
+    def __init__(self, name: _Optional[str] = ..., view: _Optional[_Union[_resources_pb2.EntryView, str]] = ...) -> None: ...
+
+class ListEntriesRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token", "view")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    view: _resources_pb2.EntryView
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., view: _Optional[_Union[_resources_pb2.EntryView, str]] = ...) -> None: ...
+
+class ListEntriesResponse(_message.Message):
+    __slots__ = ("entries", "next_page_token")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[_resources_pb2.Entry]
+    next_page_token: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[_resources_pb2.Entry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteEntryRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class InvalidateRequest(_message.Message):
+    __slots__ = ("parent", "entries", "categories", "tags", "sources", "dry_run")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    entries: _containers.RepeatedScalarFieldContainer[str]
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    dry_run: bool
+    def __init__(self, parent: _Optional[str] = ..., entries: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., sources: _Optional[_Iterable[str]] = ..., dry_run: bool = ...) -> None: ...
+
+class InvalidateResponse(_message.Message):
+    __slots__ = ("entry_count", "seq")
+    ENTRY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    entry_count: int
+    seq: int
+    def __init__(self, entry_count: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class RecordFeedbackRequest(_message.Message):
+    __slots__ = ("lookup_token", "verdict")
+    LOOKUP_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    lookup_token: str
+    verdict: Verdict
+    def __init__(self, lookup_token: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
+
+class RecordFeedbackResponse(_message.Message):
+    __slots__ = ("entry", "recorded")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    recorded: bool
+    def __init__(self, entry: _Optional[str] = ..., recorded: bool = ...) -> None: ...
+
+class ExportEntriesRequest(_message.Message):
+    __slots__ = ("parent",)
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    def __init__(self, parent: _Optional[str] = ...) -> None: ...
+
+class ExportEntriesResponse(_message.Message):
+    __slots__ = ("entry",)
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: _resources_pb2.Entry
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ...) -> None: ...
+
+class ImportEntriesRequest(_message.Message):
+    __slots__ = ("parent", "entry")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    entry: _resources_pb2.Entry
+    def __init__(self, parent: _Optional[str] = ..., entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ...) -> None: ...
+
+class ImportEntriesResponse(_message.Message):
+    __slots__ = ("stored_count", "skipped_count", "expired_count")
+    STORED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    stored_count: int
+    skipped_count: int
+    expired_count: int
+    def __init__(self, stored_count: _Optional[int] = ..., skipped_count: _Optional[int] = ..., expired_count: _Optional[int] = ...) -> None: ...
