@@ -1,0 +1,15 @@
+"""Runs the migrations over the connection that `service.database.migrate` hands in."""
+
+from alembic import context
+
+from service.tables import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    compare_type=True,
+    render_as_batch=connection.dialect.name == "sqlite",
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,234 @@
+"""The store's schema as SQLAlchemy Core tables; `migrations/` brings a database to it.
+
+Times are int64 milliseconds since the epoch; an entry that never expires has `expire_ms` NEVER_MS. Ids of
+resources are strings and unique in their cache; the integer `id` of a row is what the index knows.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+NEVER_MS = 2**63 - 1
+
+# SQLite only numbers rows by itself in a column of exactly this type.
+RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _row_id() -> Column[int]:
+    return Column("id", RowId, primary_key=True, autoincrement=True)
+
+
+def _cache_ref(*, primary_key: bool = False) -> Column[int]:
+    reference = ForeignKey("caches.id", ondelete="CASCADE")
+    return Column("cache_id", RowId, reference, nullable=False, primary_key=primary_key, autoincrement=False)
+
+
+def _category_ref() -> Column[int]:
+    return Column("category_id", RowId, ForeignKey("categories.id", ondelete="CASCADE"), nullable=False)
+
+
+caches = Table(
+    "caches",
+    metadata,
+    _row_id(),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("description", String(256), nullable=False),
+    Column("modalities", JSON, nullable=False),  # {modality: {"dim": int, "embedder_id": str}}
+    Column("code_bits", Integer, nullable=False),
+    Column("label_bits", Integer, nullable=False),
+    Column("active_encoder_id", String(32)),
+    Column("seq", BigInteger, nullable=False),  # the feed row: the last mutation of the cache's entries
+    Column("config_version", BigInteger, nullable=False),  # changes with policies, encoders and categories
+    Column("token_key", LargeBinary, nullable=False),  # signs lookup tokens
+    Column("create_ms", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),  # the etag
+    sqlite_autoincrement=True,
+)
+
+categories = Table(
+    "categories",
+    metadata,
+    _row_id(),
+    _cache_ref(),
+    Column("name", String(63), nullable=False),
+    Column("threshold", Float(53), nullable=False),  # cosine distance
+    Column("ttl_ms", BigInteger),
+    Column("ttl_mode", String(8), nullable=False),
+    Column("max_entries", BigInteger, nullable=False),  # 0: no limit
+    Column("max_bytes", BigInteger, nullable=False),  # 0: no limit
+    Column("eviction", String(8), nullable=False),
+    Column("shadow", Boolean, nullable=False),
+    Column("entry_count", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("hit_count", BigInteger, nullable=False),
+    Column("miss_count", BigInteger, nullable=False),
+    Column("shadow_hit_count", BigInteger, nullable=False),
+    Column("bypass_count", BigInteger, nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("cache_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    _row_id(),
+    _cache_ref(),
+    _category_ref(),
+    Column("name", String(128), nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("fingerprint_key", LargeBinary(16)),  # keys.fingerprint_key of scope and fingerprint
+    Column("fingerprint", Text),
+    Column("text", Text, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("has_labels", Boolean, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("modality", String(32), nullable=False),
+    Column("embedder_id", Text, nullable=False),
+    Column("vector", LargeBinary, nullable=False),  # float16 little-endian, L2-normalised before rounding
+    Column("code", LargeBinary),  # packed words of the encoder's instance code
+    Column("label_code", LargeBinary),
+    Column("encoder_id", String(32)),
+    Column("ttl_ms", BigInteger),  # what a hit of a sliding entry starts again
+    Column("ttl_mode", String(8), nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+    Column("expire_ms", BigInteger, nullable=False),
+    Column("access_ms", BigInteger, nullable=False),
+    Column("access_count", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    UniqueConstraint("cache_id", "name"),
+    Index(None, "category_id", "fingerprint_key"),
+    Index(None, "category_id", "expire_ms"),
+    Index(None, "category_id", "access_ms"),
+    Index(None, "category_id", "access_count", "access_ms"),
+    Index(None, "cache_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("entry_id", RowId, ForeignKey("entries.id", ondelete="CASCADE"), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    Column("content_type", String(255), nullable=False),
+)
+
+entry_tags = Table(
+    "entry_tags",
+    metadata,
+    Column("entry_id", RowId, ForeignKey("entries.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    _cache_ref(),
+    Index(None, "cache_id", "tag"),
+)
+
+# What happened to which entry, in order; ids only, so an entry's content is gone when the entry is.
+changes = Table(
+    "changes",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("operation", SmallInteger, nullable=False),  # store.Operation
+    Column("entry_id", RowId, nullable=False),
+)
+
+# Answers to stores that named a request id, so that a repeat gives the first answer.
+requests = Table(
+    "requests",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("request_id", String(64), primary_key=True),
+    Column("digest", LargeBinary(16), nullable=False),
+    Column("answer", JSON, nullable=False),
+    Column("create_ms", BigInteger, nullable=False, index=True),
+)
+
+encoders = Table(
+    "encoders",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("encoder_id", String(32), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("parent_id", String(32)),
+    Column("previous_id", String(32)),  # the active one before this one: where a rollback goes
+    Column("weights", LargeBinary, nullable=False),
+    Column("learning_state", LargeBinary),  # what an update adds to
+    Column("watermark", BigInteger, nullable=False),  # labels up to this seq are learned
+    Column("label_bits", Integer, nullable=False),  # 0: it has no label codes
+    Column("class_count", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+)
+
+# The pairs of encoders that may search each other's codes, each with its radii.
+calibrations = Table(
+    "calibrations",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("query_encoder_id", String(32), primary_key=True),
+    Column("segment_encoder_id", String(32), primary_key=True),
+    Column("create_ms", BigInteger, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _row_id(),
+    _cache_ref(),
+    Column("name", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("owner", String(64)),
+    Column("lease_ms", BigInteger),  # the worker holds the job until then
+    Column("report", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+    Column("end_ms", BigInteger),
+    UniqueConstraint("cache_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    _row_id(),
+    _cache_ref(),
+    _category_ref(),
+    Column("lookup_digest", LargeBinary(16), nullable=False),
+    Column("entry_id", RowId, nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("distance", Float(53), nullable=False),
+    Column("threshold", Float(53), nullable=False),
+    Column("query_code", LargeBinary),
+    Column("generation", String(32), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+    UniqueConstraint("cache_id", "lookup_digest"),
+    sqlite_autoincrement=True,
+)
