@@ -1,0 +1,115 @@
+"""Everything that one serving process works with, put together once."""
+
+import time
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TypeVar
+
+import grpc
+from sqlalchemy import Engine
+
+from service.accesses import AccessLog
+from service.cache import SemanticCache
+from service.config import Config
+from service.database import check_schema, open_engine
+from service.embedder import Embedder
+from service.errors import DeadlineError, StoreUnavailableError
+from service.refresher import Refresher, Replicas
+from service.search import VectorSearch
+from service.writer import Writer
+
+T = TypeVar("T")
+
+MAX_CALL_SECONDS = 3600.0
+
+
+def clock_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Application:
+    """One process: store, replicas, writer, refresher, lookups and searches."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.engine: Engine = open_engine(config.store)
+        self.replicas = Replicas(self.engine, config)
+        self.accesses = AccessLog(max_entries=config.refresh.max_queued_accesses)
+        self.embedder = Embedder(config.embedder) if config.embedder.model else None
+        self.writer = Writer(
+            self.engine,
+            clock=clock_ms,
+            max_queued_writes=config.store.max_queued_writes,
+            max_group_rows=config.store.max_group_rows,
+            on_commit=self.replicas.on_commit,
+        )
+        self.refresher = Refresher(
+            self.engine,
+            config,
+            replicas=self.replicas,
+            writer=self.writer,
+            accesses=self.accesses,
+            clock=clock_ms,
+        )
+        self.cache = SemanticCache(
+            accesses=self.accesses,
+            embedder=self.embedder,
+            clock=clock_ms,
+            min_seq_wait_seconds=config.refresh.min_seq_wait_seconds,
+        )
+        self.search = VectorSearch(
+            self.engine,
+            embedder=self.embedder,
+            clock=clock_ms,
+            min_seq_wait_seconds=config.refresh.min_seq_wait_seconds,
+        )
+
+    def start(self) -> None:
+        """Load every cache and start the threads.
+
+        Raises:
+            MigrationError: the schema is not this version's.
+            StoreUnavailableError: the database cannot be reached.
+            EmbedderUnavailableError: an embedder is configured and does not start.
+        """
+        check_schema(self.engine)
+        self.replicas.follow()
+        if self.embedder is not None:
+            self.embedder.start()
+        self.writer.start()
+        self.refresher.start()
+
+    def stop(self) -> None:
+        """Write what is queued, then end the threads and the embedder."""
+        self.refresher.stop()
+        self.writer.stop()
+        if self.embedder is not None:
+            self.embedder.stop()
+        self.engine.dispose()
+
+
+def time_limit(context: grpc.ServicerContext) -> float:
+    """Seconds until the caller's deadline, at most MAX_CALL_SECONDS."""
+    remaining: float | None = context.time_remaining()  # a huge number where the caller set no deadline
+    return MAX_CALL_SECONDS if remaining is None else min(remaining, MAX_CALL_SECONDS)
+
+
+def await_write(answer: "Future[T]", *, timeout_seconds: float) -> T:
+    """The answer of a queued mutation.
+
+    Raises:
+        DeadlineError: the deadline passed. A mutation that has not begun is dropped.
+        ServiceError: what the mutation raised.
+    """
+    try:
+        return answer.result(timeout=timeout_seconds)
+    except FutureTimeoutError as error:
+        dropped = answer.cancel()
+        raise DeadlineError(
+            "the deadline passed; the write was dropped"
+            if dropped
+            else "the deadline passed during the write"
+        ) from error
+    except CancelledError as error:
+        raise StoreUnavailableError("the write was dropped") from error

@@ -1,0 +1,265 @@
+"""Configuration: one TOML file, then NEARHIT_<SECTION>_<KEY> variables over it, read once at start."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from service.errors import ConfigurationError
+
+
+def _positive(section: str, **values: float) -> None:
+    for key, value in values.items():
+        if not value > 0:
+            raise ConfigurationError(f"[{section}] {key}", f"must be over 0, is {value}")
+
+
+def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"[{section}] {key}", f"must be one of {', '.join(allowed)}, is {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The gRPC front end."""
+
+    address: str = "127.0.0.1:7700"
+    threads: int = 16
+    max_concurrent_calls: int = 256
+    grace_seconds: float = 10.0
+    max_message_bytes: int = 64 * 1024 * 1024
+    max_batch: int = 256
+    max_response_bytes: int = 1024 * 1024
+
+    def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ConfigurationError("[server] address", f"must be host:port, is {self.address!r}")
+        _positive(
+            "server",
+            threads=self.threads,
+            max_concurrent_calls=self.max_concurrent_calls,
+            max_message_bytes=self.max_message_bytes,
+            max_batch=self.max_batch,
+            max_response_bytes=self.max_response_bytes,
+        )
+        if self.grace_seconds < 0:
+            raise ConfigurationError("[server] grace_seconds", f"must be at least 0, is {self.grace_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where the truth lives. `durability` is of SQLite: full syncs every commit, normal may lose the last
+    commits on power loss (never on a crash of the process)."""
+
+    url: str = "sqlite:///var/nearhit.db"
+    data_dir: str = "var"
+    durability: str = "full"
+    max_queued_writes: int = 4096
+    max_group_rows: int = 256
+    changes_retained: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _one_of("store", "durability", self.durability, ("full", "normal"))
+        if not self.url.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ConfigurationError(
+                "[store] url", f"must begin with sqlite:/// or postgresql+psycopg://, is {self.url!r}"
+            )
+        if not self.data_dir:
+            raise ConfigurationError("[store] data_dir", "must not be empty")
+        _positive(
+            "store",
+            max_queued_writes=self.max_queued_writes,
+            max_group_rows=self.max_group_rows,
+            changes_retained=self.changes_retained,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """How the index searches; see ARCHITECTURE.md for the paths."""
+
+    exact_limit: int = 20_000
+    scan_limit: int = 1_000_000
+    candidate_count: int = 256
+    candidates_per_result: int = 32
+    max_live_encoders: int = 4
+
+    def __post_init__(self) -> None:
+        _positive(
+            "search",
+            exact_limit=self.exact_limit,
+            scan_limit=self.scan_limit,
+            candidate_count=self.candidate_count,
+            candidates_per_result=self.candidates_per_result,
+            max_live_encoders=self.max_live_encoders,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshConfig:
+    """How often a replica follows the store, and how far a read waits for it."""
+
+    feed_seconds: float = 0.05
+    accesses_seconds: float = 1.0
+    expiry_seconds: float = 5.0
+    min_seq_wait_seconds: float = 2.0
+    max_queued_accesses: int = 65_536
+
+    def __post_init__(self) -> None:
+        _positive(
+            "refresh",
+            feed_seconds=self.feed_seconds,
+            accesses_seconds=self.accesses_seconds,
+            expiry_seconds=self.expiry_seconds,
+            min_seq_wait_seconds=self.min_seq_wait_seconds,
+            max_queued_accesses=self.max_queued_accesses,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderConfig:
+    """Text to embedding, in a process of its own; empty: none, texts are answered by fingerprint only."""
+
+    model: str = ""
+    start_seconds: float = 120.0
+    timeout_seconds: float = 5.0
+    max_texts: int = 256
+
+    def __post_init__(self) -> None:
+        _one_of("embedder", "model", self.model, ("", "minilm"))
+        _positive(
+            "embedder",
+            start_seconds=self.start_seconds,
+            timeout_seconds=self.timeout_seconds,
+            max_texts=self.max_texts,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateConfig:
+    """When the worker learns, and what an update must prove."""
+
+    min_labelled_rows: int = 100
+    poll_seconds: float = 5.0
+    lease_seconds: float = 60.0
+    max_map_drop: float = 0.01
+    max_gate_rows: int = 5_000
+
+    def __post_init__(self) -> None:
+        _positive(
+            "update",
+            min_labelled_rows=self.min_labelled_rows,
+            poll_seconds=self.poll_seconds,
+            lease_seconds=self.lease_seconds,
+            max_gate_rows=self.max_gate_rows,
+        )
+        if not 0 <= self.max_map_drop <= 1:
+            raise ConfigurationError("[update] max_map_drop", f"must be in [0, 1], is {self.max_map_drop}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Logs go to standard error, one event a line."""
+
+    level: str = "info"
+    format: str = "json"
+
+    def __post_init__(self) -> None:
+        _one_of("log", "level", self.level, ("debug", "info", "warning", "error"))
+        _one_of("log", "format", self.format, ("json", "text"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of it."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def load_config(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file at `path` (none: defaults only), then the variables, which win.
+
+    Raises:
+        ConfigurationError: unreadable file, unknown section or key, value of the wrong type or range.
+    """
+    document = _read_document(path)
+    hints = get_type_hints(Config)
+    unknown = set(document) - set(hints)
+    if unknown:
+        raise ConfigurationError(f"[{sorted(unknown)[0]}]", f"unknown section in {path}")
+    sections: dict[str, Any] = {}
+    for section, section_type in hints.items():
+        values = document.get(section, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"[{section}]", "must be a table")
+        sections[section] = _read_section(section, section_type, values=values, environment=environment)
+    return Config(**sections)
+
+
+def render_config(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back, every key with its value."""
+    lines = []
+    for section in fields(config):
+        values = getattr(config, section.name)
+        lines.append(f"# {' '.join((type(values).__doc__ or '').split())}\n[{section.name}]")
+        for key in fields(values):
+            value = getattr(values, key.name)
+            rendered = f'"{_escape(value)}"' if isinstance(value, str) else str(value)
+            default = f'"{key.default}"' if isinstance(key.default, str) else key.default
+            lines.append(f"{key.name} = {rendered}  # default {default}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _read_document(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(path), f"is not TOML: {error}") from error
+
+
+def _read_section(
+    section: str, section_type: type, *, values: dict[str, Any], environment: Mapping[str, str]
+) -> object:
+    hints = get_type_hints(section_type)
+    for key in values:
+        if key not in hints:
+            raise ConfigurationError(f"[{section}] {key}", "unknown key")
+    read = {key: _typed(section, key, values[key], hints[key]) for key in values}
+    for key, hint in hints.items():
+        variable = f"NEARHIT_{section.upper()}_{key.upper()}"
+        if variable in environment:
+            read[key] = _parsed(variable, environment[variable], hint)
+    return section_type(**read)
+
+
+def _typed(section: str, key: str, value: Any, hint: type) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigurationError(f"[{section}] {key}", f"must be {hint.__name__}, is {value!r}")
+    return value
+
+
+def _parsed(variable: str, text: str, hint: type) -> Any:
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise ConfigurationError(variable, f"must be {hint.__name__}, is {text!r}") from error

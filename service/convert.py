@@ -1,0 +1,395 @@
+"""Wire messages to domain values and back: the one validator of what callers send."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from nearhit.v1 import resources_pb2 as pb
+from nearhit.v1 import search_service_pb2 as search_pb
+from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
+from numpy.typing import NDArray
+
+from index.planner import SearchPath
+from service.cache import LookupAnswer, LookupMode, LookupQuery, LookupReason, check_threshold
+from service.coding import STORED_DTYPE
+from service.embedding import DEFAULT_MODALITY, Input
+from service.errors import InvalidRequestError
+from service.keys import (
+    ENTRY_PATTERN,
+    cache_name,
+    check_id,
+    child_name,
+    normalise_text,
+    parse_cache,
+    parse_child,
+)
+from service.records import EntryRecord, NewEntry, StoredEntry
+from service.search import SearchAnswer, SearchQuery
+from service.tables import NEVER_MS
+
+TEXT_BYTES = 64 * 1024
+KEY_BYTES = 1024
+TERM_COUNT = 32
+TERM_CHARACTERS = 128
+REQUEST_ID_CHARACTERS = 64
+TOP_K_DEFAULT = 10
+TOP_K_MOST = 1_000
+PAGE_DEFAULT = 100
+PAGE_MOST = 1_000
+
+_MODES = {
+    cache_pb.LOOKUP_MODE_UNSPECIFIED: LookupMode.SERVE,
+    cache_pb.LOOKUP_MODE_SERVE: LookupMode.SERVE,
+    cache_pb.LOOKUP_MODE_BYPASS: LookupMode.BYPASS,
+    cache_pb.LOOKUP_MODE_REFRESH: LookupMode.REFRESH,
+}
+_REASONS = {
+    reason: cast(cache_pb.LookupReason, cache_pb.LookupReason.Value(f"LOOKUP_REASON_{reason.name}"))
+    for reason in LookupReason
+}
+_PATHS = {path: cast(pb.SearchPath, pb.SearchPath.Value(f"SEARCH_PATH_{path.name}")) for path in SearchPath}
+_PATHS_BY_NUMBER: dict[int, SearchPath] = {number: path for path, number in _PATHS.items()}
+TTL_MODES: dict[int, str] = {pb.TTL_MODE_ABSOLUTE: "absolute", pb.TTL_MODE_SLIDING: "sliding"}
+TTL_MODE_NUMBERS = {"absolute": pb.TTL_MODE_ABSOLUTE, "sliding": pb.TTL_MODE_SLIDING}
+VERDICTS: dict[int, str] = {
+    cache_pb.VERDICT_RIGHT: "right",
+    cache_pb.VERDICT_WRONG: "wrong",
+    cache_pb.VERDICT_REPLACED: "replaced",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreItem:
+    """One store as asked for, before its vector is made: what `NewEntry` needs beside vector and coding."""
+
+    cache: str
+    category: str
+    source: Input
+    values: dict[str, Any]
+
+
+def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
+    """The cache's id and the lookup. Raises: InvalidRequestError."""
+    cache, category = parse_child(request.category, "categories")
+    source = _input(request.query)
+    if source.embedding is None and not source.text.strip() and not request.fingerprint:
+        raise InvalidRequestError(
+            "a lookup needs an embedding, a text or a fingerprint", reason="NOTHING_TO_LOOK_UP"
+        )
+    if request.mode not in _MODES:
+        raise InvalidRequestError(f"unknown mode {request.mode}", reason="UNKNOWN_VALUE")
+    _check_seq(request.min_seq)
+    return cache, LookupQuery(
+        category=category,
+        source=source,
+        scope=_text(request.scope, field="scope", most_bytes=KEY_BYTES),
+        fingerprint=_text(request.fingerprint, field="fingerprint", most_bytes=KEY_BYTES) or None,
+        mode=_MODES[request.mode],
+        threshold=check_threshold(request.threshold) if request.HasField("threshold") else None,
+        min_seq=request.min_seq,
+    )
+
+
+def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
+    """The reply to a lookup."""
+    outcome = cache_pb.LOOKUP_OUTCOME_HIT if answer.is_hit else cache_pb.LOOKUP_OUTCOME_MISS
+    return cache_pb.LookupResponse(
+        outcome=outcome,
+        reason=_REASONS[answer.reason],
+        entry=child_name(cache, "entries", answer.entry) if answer.entry else "",
+        response=answer.response,
+        content_type=answer.content_type,
+        distance=answer.distance,
+        threshold=answer.threshold,
+        search_path=_PATHS[answer.path] if answer.path else pb.SEARCH_PATH_UNSPECIFIED,
+        candidates_examined=answer.candidates_examined,
+        lookup_token=answer.token,
+        generation=answer.generation,
+        seq=answer.seq,
+        latency_us=answer.latency_us,
+    )
+
+
+def to_store(request: cache_pb.StoreRequest, *, max_response_bytes: int) -> StoreItem:
+    """One store. Raises: InvalidRequestError."""
+    entry = request.entry
+    cache, category = parse_child(entry.category, "categories")
+    name = _entry_of(entry.name, cache, field="entry.name") if entry.name else ""
+    replaced = _entry_of(request.replace_entry, cache, field="replace_entry") if request.replace_entry else ""
+    if len(request.request_id) > REQUEST_ID_CHARACTERS:
+        raise _too_large("request_id", f"{REQUEST_ID_CHARACTERS} characters")
+    values = to_entry_values(entry, max_response_bytes=max_response_bytes)
+    values |= {
+        "name": name,
+        "replace_name": replaced,
+        "request_id": _text(request.request_id, field="request_id", most_bytes=4 * REQUEST_ID_CHARACTERS),
+        "request_digest": hashlib.blake2b(
+            request.SerializeToString(deterministic=True), digest_size=16
+        ).digest(),
+    }
+    return StoreItem(cache=cache, category=category, source=entry_input(entry), values=values)
+
+
+def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, Any]:
+    """What `NewEntry` takes over from a message as it is. Raises: InvalidRequestError."""
+    if len(entry.response) > max_response_bytes:
+        raise InvalidRequestError(
+            f"the response has {len(entry.response)} bytes, at most {max_response_bytes} are stored",
+            reason="RESPONSE_TOO_LARGE",
+            size_bytes=len(entry.response),
+            max_bytes=max_response_bytes,
+        )
+    text = _text(entry.text, field="text", most_bytes=TEXT_BYTES)
+    fingerprint = _text(entry.fingerprint, field="fingerprint", most_bytes=KEY_BYTES)
+    return {
+        "scope": _text(entry.scope, field="scope", most_bytes=KEY_BYTES),
+        "fingerprint": fingerprint or normalise_text(text) or None,
+        "text": text,
+        "labels": _terms(entry.labels, field="labels"),
+        "tags": _terms(entry.tags, field="tags"),
+        "source": _text(entry.source, field="source", most_bytes=KEY_BYTES),
+        "response": entry.response,
+        "content_type": _text(entry.content_type, field="content_type", most_bytes=255),
+        "ttl_ms": to_ttl(entry.ttl) if entry.HasField("ttl") else None,
+        "ttl_mode": to_ttl_mode(entry.ttl_mode),
+    }
+
+
+def entry_input(entry: pb.Entry) -> Input:
+    """What an entry brings to be embedded. Raises: InvalidRequestError."""
+    return Input(
+        embedding=to_embedding(entry.embedding) if entry.embedding else None,
+        text=entry.text,
+        modality=entry.modality or DEFAULT_MODALITY,
+        embedder_id=_text(entry.embedder_id, field="embedder_id", most_bytes=KEY_BYTES),
+    )
+
+
+def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry) -> pb.Entry:
+    """The stored entry, view BASIC."""
+    entry = pb.Entry(
+        name=child_name(cache, "entries", stored.name),
+        category=child_name(cache, "categories", item.category),
+        modality=row.modality,
+        embedder_id=row.embedder_id,
+        text=row.text,
+        content_type=row.content_type,
+        scope=row.scope,
+        fingerprint=row.fingerprint or "",
+        labels=row.labels,
+        tags=row.tags,
+        source=row.source,
+        create_time=to_timestamp(stored.create_ms),
+        seq=stored.seq,
+        encoder=child_name(cache, "encoders", row.coding.encoder_id) if row.coding else "",
+    )
+    if stored.expire_ms != NEVER_MS:
+        entry.expire_time.CopyFrom(to_timestamp(stored.expire_ms))
+    return entry
+
+
+def from_entry(cache: str, category: str, record: EntryRecord, *, full: bool) -> pb.Entry:
+    """An entry as stored; `full` adds embedding and response."""
+    entry = pb.Entry(
+        name=child_name(cache, "entries", record.name),
+        category=child_name(cache, "categories", category),
+        modality=record.modality,
+        embedder_id=record.embedder_id,
+        text=record.text,
+        content_type=record.content_type,
+        scope=record.scope,
+        fingerprint=record.fingerprint or "",
+        labels=record.labels,
+        tags=record.tags,
+        source=record.source,
+        ttl_mode=TTL_MODE_NUMBERS[record.ttl_mode],
+        create_time=to_timestamp(record.create_ms),
+        seq=record.seq,
+        encoder=child_name(cache, "encoders", record.encoder_id) if record.encoder_id else "",
+    )
+    if record.ttl_ms is not None:
+        entry.ttl.CopyFrom(to_duration(record.ttl_ms))
+    if not record.never_expires:
+        entry.expire_time.CopyFrom(to_timestamp(record.expire_ms))
+    if full:
+        vector = np.frombuffer(record.vector, dtype=STORED_DTYPE).astype("<f4")
+        entry.embedding = vector.tobytes()
+        entry.response = record.response
+    return entry
+
+
+def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
+    """The cache's id and the search. Raises: InvalidRequestError."""
+    cache = parse_cache(request.parent)
+    if not 0 <= request.top_k <= TOP_K_MOST:
+        raise InvalidRequestError(
+            f"top_k must be in [0, {TOP_K_MOST}], is {request.top_k}", reason="INVALID_TOP_K"
+        )
+    if request.path not in (pb.SEARCH_PATH_UNSPECIFIED, *_PATHS_BY_NUMBER):
+        raise InvalidRequestError(f"unknown path {request.path}", reason="UNKNOWN_VALUE")
+    _check_seq(request.min_seq)
+    return cache, SearchQuery(
+        source=_input(request.query),
+        top_k=request.top_k or TOP_K_DEFAULT,
+        categories=tuple(dict.fromkeys(_child_of(name, cache, "categories") for name in request.categories)),
+        tags=_terms(request.tags, field="tags"),
+        scope=_text(request.scope, field="scope", most_bytes=KEY_BYTES)
+        if request.HasField("scope")
+        else None,
+        path=_PATHS_BY_NUMBER.get(request.path),
+        by_label=request.code_kind == search_pb.CODE_KIND_LABEL,
+        min_seq=request.min_seq,
+        with_entries=request.view != pb.ENTRY_VIEW_UNSPECIFIED,
+    )
+
+
+def from_search(cache: str, answer: SearchAnswer, *, full: bool) -> search_pb.SearchResponse:
+    """The reply to a search."""
+    result = answer.result
+    response = search_pb.SearchResponse(
+        search_path=_PATHS[result.path],
+        candidates_examined=result.candidates_examined,
+        generation=result.generation or "",
+        seq=result.applied_seq,
+    )
+    for match, name in answer.named_matches():
+        category = answer.state.category_names[match.category_id]
+        record = answer.entries.get(match.entry_id)
+        if record is not None:
+            entry = from_entry(cache, category, record, full=full)
+        else:
+            entry = pb.Entry(
+                name=child_name(cache, "entries", name), category=child_name(cache, "categories", category)
+            )
+        response.results.add(
+            entry=entry, distance=match.cosine_distance, hamming_distance=match.hamming_distance
+        )
+    return response
+
+
+def to_embedding(raw: bytes) -> NDArray[np.float32]:
+    """Little-endian float32 bytes as float32 [dim]. Raises: InvalidRequestError."""
+    if len(raw) % 4:
+        raise InvalidRequestError(
+            f"an embedding is float32, 4 bytes a dimension: {len(raw)} bytes are not",
+            reason="INVALID_EMBEDDING",
+        )
+    return np.frombuffer(raw, dtype="<f4")
+
+
+def to_ttl(duration: Duration) -> int:
+    """Milliseconds. Raises: InvalidRequestError: zero, negative, or over 10,000 years."""
+    ttl_ms = duration.seconds * 1000 + duration.nanos // 1_000_000
+    if ttl_ms <= 0 or duration.seconds > 315_576_000_000:
+        raise InvalidRequestError(
+            f"a time to live is at least 1 ms, not {ttl_ms / 1000} s", reason="INVALID_TTL"
+        )
+    return ttl_ms
+
+
+def to_ttl_mode(number: int) -> str | None:
+    """The mode; None: unspecified. Raises: InvalidRequestError."""
+    if number == pb.TTL_MODE_UNSPECIFIED:
+        return None
+    if number not in TTL_MODES:
+        raise InvalidRequestError(f"unknown ttl_mode {number}", reason="UNKNOWN_VALUE")
+    return TTL_MODES[number]
+
+
+def to_duration(milliseconds: int) -> Duration:
+    """Milliseconds as a Duration."""
+    return Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+def to_timestamp(milliseconds: int) -> Timestamp:
+    """Milliseconds since the epoch as a Timestamp."""
+    return Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+
+
+def from_timestamp(timestamp: Timestamp) -> int:
+    """A Timestamp as milliseconds since the epoch."""
+    return timestamp.seconds * 1000 + timestamp.nanos // 1_000_000
+
+
+def check_batch_size(count: int, *, most: int) -> None:
+    """Raise InvalidRequestError unless the batch has 1 to `most` requests."""
+    if not 1 <= count <= most:
+        raise InvalidRequestError(
+            f"a batch holds 1 to {most} requests, not {count}", reason="INVALID_BATCH_SIZE", max_batch=most
+        )
+
+
+def check_batch_parents(cache: str, parents: Iterable[str]) -> None:
+    """Raise InvalidRequestError unless all requests are of one cache."""
+    for i, parent in enumerate(parents):
+        if parent != cache:
+            raise InvalidRequestError(
+                f"request {i} is of {cache_name(parent)}, the batch of {cache_name(cache)}",
+                reason="PARENT_MISMATCH",
+            )
+
+
+def page_size(asked: int) -> int:
+    """How many to return. Raises: InvalidRequestError."""
+    if asked < 0:
+        raise InvalidRequestError(f"page_size must not be negative, is {asked}", reason="INVALID_PAGE_SIZE")
+    return min(asked or PAGE_DEFAULT, PAGE_MOST)
+
+
+def child_ids(names: Sequence[str], cache: str, collection: str) -> tuple[str, ...]:
+    """The ids of children that must all be of `cache`. Raises: InvalidRequestError."""
+    return tuple(_child_of(name, cache, collection) for name in names)
+
+
+def _entry_of(name: str, cache: str, *, field: str) -> str:
+    return check_id(_child_of(name, cache, "entries"), ENTRY_PATTERN, field=field)
+
+
+def _child_of(name: str, cache: str, collection: str) -> str:
+    parent, child = parse_child(name, collection)
+    if parent != cache:
+        raise InvalidRequestError(f"{name} is not of {cache_name(cache)}", reason="PARENT_MISMATCH")
+    return child
+
+
+def _input(query: pb.Query) -> Input:
+    return Input(
+        embedding=to_embedding(query.embedding) if query.embedding else None,
+        text=_text(query.text, field="text", most_bytes=TEXT_BYTES),
+        modality=query.modality or DEFAULT_MODALITY,
+        embedder_id=query.embedder_id,
+    )
+
+
+def _terms(values: Sequence[str], *, field: str) -> tuple[str, ...]:
+    if len(values) > TERM_COUNT:
+        raise _too_large(field, f"{TERM_COUNT} values")
+    for value in values:
+        if not value or len(value) > TERM_CHARACTERS:
+            raise InvalidRequestError(
+                f"{field}: a value has 1 to {TERM_CHARACTERS} characters, not {len(value)}",
+                reason="INVALID_VALUE",
+                field=field,
+            )
+    return tuple(_text(value, field=field, most_bytes=4 * TERM_CHARACTERS) for value in values)
+
+
+def _text(value: str, *, field: str, most_bytes: int) -> str:
+    if len(value.encode()) > most_bytes:
+        raise _too_large(field, f"{most_bytes} bytes")
+    if "\0" in value:
+        raise InvalidRequestError(f"{field} holds a NUL character", reason="INVALID_VALUE", field=field)
+    return value
+
+
+def _check_seq(min_seq: int) -> None:
+    if min_seq < 0:
+        raise InvalidRequestError(f"min_seq must not be negative, is {min_seq}", reason="INVALID_SEQ")
+
+
+def _too_large(field: str, most: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field} is over {most}", reason="FIELD_TOO_LARGE", field=field)

@@ -1,0 +1,239 @@
+"""Caches, categories, encoders and jobs: messages to values and back, validated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from nearhit.v1 import admin_service_pb2 as admin_pb
+from nearhit.v1 import resources_pb2 as pb
+
+from index.vector_index import VectorIndex
+from service.cache import check_threshold
+from service.convert import TTL_MODE_NUMBERS, to_duration, to_timestamp, to_ttl, to_ttl_mode
+from service.errors import InvalidRequestError
+from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
+from service.records import (
+    CacheRecord,
+    CategoryRecord,
+    EncoderRecord,
+    JobRecord,
+    ModalitySpec,
+    Policy,
+)
+
+DIM_MOST = 8192
+DESCRIPTION_CHARACTERS = 256
+_EVICTIONS = {pb.EVICTION_UNSPECIFIED: "lru", pb.EVICTION_LRU: "lru", pb.EVICTION_LFU: "lfu"}
+_EVICTION_NUMBERS = {"lru": pb.EVICTION_LRU, "lfu": pb.EVICTION_LFU}
+_POLICY_FIELDS = ("threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow")
+_POLICY_COLUMNS = {"ttl": "ttl_ms"}
+_ENCODER_STATES = {
+    "candidate": pb.Encoder.STATE_CANDIDATE,
+    "active": pb.Encoder.STATE_ACTIVE,
+    "retired": pb.Encoder.STATE_RETIRED,
+    "rejected": pb.Encoder.STATE_REJECTED,
+}
+_JOB_STATES = {
+    "queued": pb.Job.STATE_QUEUED,
+    "running": pb.Job.STATE_RUNNING,
+    "succeeded": pb.Job.STATE_SUCCEEDED,
+    "failed": pb.Job.STATE_FAILED,
+    "cancelled": pb.Job.STATE_CANCELLED,
+}
+_JOB_KINDS = {pb.Job.KIND_UPDATE: "update"}
+_JOB_KIND_NUMBERS = {kind: number for number, kind in _JOB_KINDS.items()}
+
+
+def to_new_cache(cache: pb.Cache) -> dict[str, Any]:
+    """What `create_cache` takes. Raises: InvalidRequestError."""
+    modalities: dict[str, ModalitySpec] = {}
+    for spec in cache.modalities:
+        check_id(spec.modality, MODALITY_PATTERN, field="modality")
+        if spec.modality in modalities:
+            raise InvalidRequestError(f"modality {spec.modality!r} is given twice", reason="INVALID_MODALITY")
+        if not 1 <= spec.dim <= DIM_MOST:
+            raise InvalidRequestError(
+                f"dim must be in [1, {DIM_MOST}], is {spec.dim}", reason="INVALID_DIM", field="dim"
+            )
+        modalities[spec.modality] = ModalitySpec(dim=spec.dim, embedder_id=spec.embedder_id)
+    if not modalities:
+        raise InvalidRequestError("a cache needs a modality", reason="INVALID_MODALITY")
+    return {
+        "modalities": modalities,
+        "code_bits": _bits(cache.code_bits or 256, field="code_bits"),
+        "label_bits": _bits(cache.label_bits or 64, field="label_bits"),
+        "description": to_description(cache.description),
+    }
+
+
+def to_description(text: str) -> str:
+    """A description. Raises: InvalidRequestError."""
+    if len(text) > DESCRIPTION_CHARACTERS or "\0" in text:
+        raise InvalidRequestError(
+            f"a description has at most {DESCRIPTION_CHARACTERS} characters and no NUL",
+            reason="INVALID_VALUE",
+            field="description",
+        )
+    return text
+
+
+def from_cache(record: CacheRecord) -> pb.Cache:
+    """A cache."""
+    active = record.active_encoder_id
+    return pb.Cache(
+        name=cache_name(record.name),
+        modalities=[
+            pb.Modality(modality=name, dim=spec.dim, embedder_id=spec.embedder_id)
+            for name, spec in sorted(record.modalities.items())
+        ],
+        code_bits=record.code_bits,
+        label_bits=record.label_bits,
+        active_encoder=child_name(record.name, "encoders", active) if active else "",
+        seq=record.seq,
+        create_time=to_timestamp(record.create_ms),
+        etag=str(record.version),
+        description=record.description,
+    )
+
+
+def to_policy(category: pb.Category) -> Policy:
+    """A whole policy, defaults where nothing is given. Raises: InvalidRequestError."""
+    changed = _policy_values(category, _POLICY_FIELDS)
+    if changed["threshold"] is None:
+        del changed["threshold"]
+    return Policy(**changed)
+
+
+def to_policy_changes(category: pb.Category, mask: FieldMask) -> dict[str, Any]:
+    """The columns that an update sets. Raises: InvalidRequestError: a field that cannot be set."""
+    fields = check_mask(mask, _POLICY_FIELDS)
+    changed = _policy_values(category, fields)
+    if "threshold" in changed and changed["threshold"] is None:
+        changed["threshold"] = Policy().threshold
+    return changed
+
+
+def check_mask(mask: FieldMask, settable: Sequence[str]) -> Sequence[str]:
+    """The fields that the mask names; all settable ones where it is empty. Raises: InvalidRequestError."""
+    for path in mask.paths:
+        if path not in settable:
+            raise InvalidRequestError(
+                f"{path!r} cannot be changed; {', '.join(settable)} can", reason="INVALID_MASK", field=path
+            )
+    return list(mask.paths) or settable
+
+
+def from_category(cache: str, record: CategoryRecord) -> pb.Category:
+    """A category."""
+    policy = record.policy
+    category = pb.Category(
+        name=child_name(cache, "categories", record.name),
+        threshold=policy.threshold,
+        ttl_mode=TTL_MODE_NUMBERS[policy.ttl_mode],
+        max_entries=policy.max_entries,
+        max_bytes=policy.max_bytes,
+        eviction=_EVICTION_NUMBERS[policy.eviction],
+        shadow=policy.shadow,
+        entry_count=record.entry_count,
+        size_bytes=record.size_bytes,
+        hit_count=record.hit_count,
+        miss_count=record.miss_count,
+        shadow_hit_count=record.shadow_hit_count,
+        bypass_count=record.bypass_count,
+        create_time=to_timestamp(record.create_ms),
+        etag=str(record.version),
+    )
+    if policy.ttl_ms is not None:
+        category.ttl.CopyFrom(to_duration(policy.ttl_ms))
+    return category
+
+
+def from_index(cache: str, categories: Mapping[int, str], index: VectorIndex) -> admin_pb.Index:
+    """The index of this replica."""
+    message = admin_pb.Index(
+        name=f"{cache_name(cache)}/index", generation=index.generation or "", seq=index.applied_seq
+    )
+    segments = [segment for partition in index.facts().partitions for segment in partition.segments]
+    for segment in segments:
+        key = segment.key
+        if key.category_id not in categories:
+            continue
+        message.segments.add(
+            category=child_name(cache, "categories", categories[key.category_id]),
+            modality=key.modality,
+            encoder=child_name(cache, "encoders", key.encoder_id) if key.encoder_id else "",
+            sealed=segment.is_sealed,
+            row_count=segment.row_count,
+            live_count=segment.row_count - segment.tombstone_count,
+            size_bytes=sum(segment.sizes_bytes.values()),
+            has_graph=segment.has_graph,
+        )
+    message.entry_count = sum(segment.live_count for segment in message.segments)
+    return message
+
+
+def from_encoder(cache: str, record: EncoderRecord, *, code_bits: int) -> pb.Encoder:
+    """An encoder."""
+    return pb.Encoder(
+        name=child_name(cache, "encoders", record.encoder_id),
+        state=_ENCODER_STATES[record.state],
+        parent=child_name(cache, "encoders", record.parent_id) if record.parent_id else "",
+        code_bits=code_bits,
+        label_bits=record.label_bits,
+        class_count=record.class_count,
+        metrics=record.metrics,
+        reason=record.reason,
+        create_time=to_timestamp(record.create_ms),
+    )
+
+
+def to_job_kind(job: pb.Job) -> str:
+    """The kind of a new job. Raises: InvalidRequestError."""
+    if job.kind not in _JOB_KINDS:
+        raise InvalidRequestError("a job needs a kind", reason="UNKNOWN_VALUE", field="kind")
+    return _JOB_KINDS[job.kind]
+
+
+def from_job(cache: str, record: JobRecord) -> pb.Job:
+    """A job."""
+    job = pb.Job(
+        name=child_name(cache, "jobs", record.name),
+        kind=_JOB_KIND_NUMBERS[record.kind],
+        state=_JOB_STATES[record.state],
+        report=record.report,
+        error=record.error,
+        create_time=to_timestamp(record.create_ms),
+    )
+    if record.end_ms is not None:
+        job.end_time.CopyFrom(to_timestamp(record.end_ms))
+    return job
+
+
+def _policy_values(category: pb.Category, fields: Sequence[str]) -> dict[str, Any]:
+    for field in ("max_entries", "max_bytes"):
+        if getattr(category, field) < 0:
+            raise InvalidRequestError(
+                f"{field} must not be negative, is {getattr(category, field)}",
+                reason="INVALID_QUOTA",
+                field=field,
+            )
+    if category.eviction not in _EVICTIONS:
+        raise InvalidRequestError(f"unknown eviction {category.eviction}", reason="UNKNOWN_VALUE")
+    values = {
+        "threshold": check_threshold(category.threshold) if category.HasField("threshold") else None,
+        "ttl": to_ttl(category.ttl) if category.HasField("ttl") else None,
+        "ttl_mode": to_ttl_mode(category.ttl_mode) or "absolute",
+        "max_entries": category.max_entries,
+        "max_bytes": category.max_bytes,
+        "eviction": _EVICTIONS[category.eviction],
+        "shadow": category.shadow,
+    }
+    return {_POLICY_COLUMNS.get(field, field): values[field] for field in fields}
+
+
+def _bits(value: int, *, field: str) -> int:
+    if not 64 <= value <= 1024 or value % 64:
+        raise InvalidRequestError(
+            f"{field} must be in 64..1024 in steps of 64, is {value}", reason="INVALID_BITS", field=field
+        )
+    return value

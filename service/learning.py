@@ -1,0 +1,351 @@
+"""Encoders from what the store holds: training from scratch, and the update that adds what is new.
+
+One labelled row in `HELD_OUT_EVERY` is never learned from (but where a class has no other), so that every
+update can be judged on rows that no encoder of the cache has seen.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, Select, bindparam, func, select, update
+
+from hashing.analytic import LabelState
+from hashing.checkpoint import dump_state, load_encoder, load_state
+from hashing.config import EncoderConfig
+from hashing.inference import Encoder
+from hashing.lifelong import GateReport, LabelledRows, evaluate_update, update_labels
+from hashing.trainer import Progress, train_encoder
+from service import registry
+from service.coding import from_stored, label_codes_of, vectors_of
+from service.config import UpdateConfig
+from service.database import reading, writing
+from service.errors import PreconditionError
+from service.keys import cache_name
+from service.records import CacheRecord, EncoderRecord, Operation
+from service.rows import read_cache
+from service.tables import encoders, entries
+from service.transaction import CacheTransaction
+
+HELD_OUT_EVERY = 5
+MAX_TRAINING_ROWS = 200_000
+_CHUNK = 5_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRows:
+    """Vectors float32 [n, dim] with their row ids and labels."""
+
+    row_ids: list[int]
+    vectors: NDArray[np.float32]
+    labels: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def take(self, rows: Sequence[int]) -> "StoredRows":
+        """Some of them, in that order."""
+        chosen = [self.row_ids[i] for i in rows]
+        return StoredRows(chosen, self.vectors[list(rows)], [self.labels[i] for i in rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateOutcome:
+    """What an update did. `encoder_id` None: there was nothing to learn, and `reasons` says why."""
+
+    encoder_id: str | None
+    accepted: bool
+    reasons: tuple[str, ...]
+    labelled_row_count: int = 0
+    unlabelled_row_count: int = 0
+    drift_score: float | None = None
+    new_labels: tuple[str, ...] = ()
+    label_codes_issued: int = 0
+    stored_bits_changed: int = 0
+    old_map_before: float | None = None
+    old_map_after: float | None = None
+    new_map_after: float | None = None
+
+
+def train_from_store(
+    engine: Engine,
+    cache: str,
+    *,
+    config: EncoderConfig,
+    modality: str,
+    progress: Progress | None,
+    now_ms: int,
+) -> EncoderRecord:
+    """Train an encoder on a cache's vectors, and on their labels where they have any; keep it as candidate.
+
+    Raises:
+        NotFoundError: no such cache.
+        PreconditionError: bits that are not the cache's.
+        TrainingDataError, EmbeddingsError: what is stored cannot be learned from.
+    """
+    with reading(engine) as connection:
+        record = read_cache(connection, cache)
+        _check_bits(record, config)
+        rows = _read_rows(connection, _of_modality(record, modality), most=MAX_TRAINING_ROWS)
+    labels = _without_held_out(rows)
+    known = {label for own in labels for label in own}
+    trained = train_encoder(
+        rows.vectors,
+        config=config,
+        modality=modality,
+        labels=labels if len(known) > 1 else None,
+        progress=progress,
+    )
+    with writing(engine) as connection:
+        return registry.register_encoder(
+            connection,
+            record,
+            trained.encoder,
+            learning_state=dump_state(trained.state) if trained.state else None,
+            watermark=record.seq,
+            now_ms=now_ms,
+        )
+
+
+def run_update(
+    engine: Engine,
+    cache: str,
+    *,
+    config: UpdateConfig,
+    max_live_encoders: int,
+    clock: Callable[[], int],
+    heartbeat: Callable[[], None] = lambda: None,
+    conclude: Callable[[Connection, UpdateOutcome], None] = lambda connection, outcome: None,
+) -> UpdateOutcome:
+    """Learn the labelled rows that arrived since the active encoder was trained; activate it if it passes.
+
+    `heartbeat` is called between steps and may raise to stop. `conclude` runs in the transaction that
+    registers and activates the encoder, so that a job and its effect end together.
+
+    Raises:
+        NotFoundError: no such cache.
+        PreconditionError: it has no active encoder.
+    """
+    with reading(engine) as connection:
+        record = read_cache(connection, cache)
+        encoder, state, watermark = _read_active(connection, record)
+        modality = encoder.label_head.modality if encoder.label_head else next(iter(encoder.projections))
+        query = _of_modality(record, modality)
+        fresh = _read_rows(connection, query.where(entries.c.seq > watermark, entries.c.has_labels))
+        unlabelled = _read_rows(
+            connection,
+            query.where(entries.c.seq > watermark, entries.c.has_labels.is_(False)),
+            most=config.max_gate_rows,
+        )
+        old = _read_rows(
+            connection,
+            query.where(entries.c.seq <= watermark, entries.c.has_labels),
+            most=config.max_gate_rows,
+        )
+    drift = encoder.drift_score(unlabelled.vectors, modality=modality) if len(unlabelled) else None
+    if not len(fresh):
+        outcome = UpdateOutcome(
+            encoder_id=None,
+            accepted=False,
+            reasons=("no labelled rows arrived: unlabelled ones only feed the drift figure",),
+            unlabelled_row_count=len(unlabelled),
+            drift_score=drift,
+        )
+        with writing(engine) as connection:
+            conclude(connection, outcome)
+        return outcome
+    heartbeat()
+    learned, queries = _split(fresh)
+    result = update_labels(
+        encoder, state, embeddings=learned.vectors, labels=learned.labels, modality=modality
+    )
+    heartbeat()
+    gate = evaluate_update(
+        encoder,
+        result.encoder,
+        old_rows=_gate_rows(old, encoder),
+        new_rows=LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels),
+        tolerance=config.max_map_drop,
+    )
+    heartbeat()
+    with writing(engine) as connection:
+        tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
+        trusted = registry.trusted_by(connection, record.id, encoder.encoder_id)
+        registry.register_encoder(
+            connection,
+            record,
+            result.encoder,
+            learning_state=dump_state(result.state) if gate.accepted else None,
+            watermark=record.seq,
+            trusted=trusted | {encoder.encoder_id},
+            state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
+            reason="; ".join(gate.reasons),
+            metrics=_gate_metrics(gate),
+            now_ms=tx.now_ms,
+        )
+        issued = 0
+        if gate.accepted:
+            registry.activate_encoder(
+                connection, record.id, result.encoder.encoder_id, max_live_encoders=max_live_encoders
+            )
+            issued = issue_label_codes(tx, result.encoder, modality=modality)
+        outcome = UpdateOutcome(
+            encoder_id=result.encoder.encoder_id,
+            accepted=gate.accepted,
+            reasons=gate.reasons,
+            labelled_row_count=len(learned),
+            unlabelled_row_count=len(unlabelled),
+            drift_score=drift,
+            new_labels=result.report.new_labels,
+            label_codes_issued=issued,
+            stored_bits_changed=gate.stored_bits_changed,
+            old_map_before=_figure(gate.old_map_before),
+            old_map_after=_figure(gate.old_map_after),
+            new_map_after=_figure(gate.new_map_after),
+        )
+        conclude(connection, outcome)
+    return outcome
+
+
+def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) -> int:
+    """Give label codes to labelled rows that have none; a code that is there stays. Returns how many."""
+    query = select(entries.c.id, entries.c.labels).where(
+        entries.c.cache_id == tx.cache_id,
+        entries.c.modality == modality,
+        entries.c.has_labels,
+        entries.c.label_code.is_(None),
+    )
+    rows = tx.connection.execute(query.order_by(entries.c.id)).all()
+    codes = label_codes_of(encoder, [row.labels for row in rows])
+    coded = [
+        {"row_id": row.id, "row_code": code}
+        for row, code in zip(rows, codes, strict=True)
+        if code is not None
+    ]
+    if coded:
+        statement = update(entries).where(entries.c.id == bindparam("row_id"))
+        tx.connection.execute(statement.values(label_code=bindparam("row_code")), coded)
+        tx.record(Operation.UPSERT, [row["row_id"] for row in coded])
+    return len(coded)
+
+
+def count_unlearned(connection: Connection, cache: CacheRecord) -> int:
+    """Labelled rows that arrived since the last encoder, accepted or not; 0 without an active encoder."""
+    if cache.active_encoder_id is None:
+        return 0
+    newest = select(func.max(encoders.c.watermark)).where(encoders.c.cache_id == cache.id)
+    query = (
+        select(func.count())
+        .select_from(entries)
+        .where(
+            entries.c.cache_id == cache.id,
+            entries.c.has_labels,
+            entries.c.seq > newest.scalar_subquery(),
+        )
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LabelState, int]:
+    """The active encoder, the state to continue from, and the seq up to which it has learned."""
+    if record.active_encoder_id is None:
+        raise PreconditionError(
+            f"{cache_name(record.name)} has no active encoder: train one first", reason="NO_ACTIVE_ENCODER"
+        )
+    row = connection.execute(
+        select(encoders.c.weights, encoders.c.learning_state, encoders.c.watermark).where(
+            encoders.c.cache_id == record.id, encoders.c.encoder_id == record.active_encoder_id
+        )
+    ).one()
+    encoder = load_encoder(row.weights)
+    if row.learning_state is not None:
+        return encoder, load_state(row.learning_state), row.watermark
+    dim = next(iter(encoder.projections.values())).dim
+    empty = LabelState.empty(dim, config=EncoderConfig(label_bits=record.label_bits))
+    return encoder, empty, 0 if encoder.label_head is None else row.watermark
+
+
+def _of_modality(record: CacheRecord, modality: str) -> Select[tuple[int, bytes, list[str]]]:
+    return select(entries.c.id, entries.c.vector, entries.c.labels).where(
+        entries.c.cache_id == record.id, entries.c.modality == modality
+    )
+
+
+def _read_rows(
+    connection: Connection, query: Select[tuple[int, bytes, list[str]]], *, most: int | None = None
+) -> StoredRows:
+    """The rows of the query in the order of their storing; evenly spread ones where there are over `most`."""
+    ids = list(connection.execute(query.with_only_columns(entries.c.id).order_by(entries.c.id)).scalars())
+    if most is not None and len(ids) > most:
+        ids = [ids[i] for i in np.linspace(0, len(ids) - 1, most).astype(int)]
+    row_ids: list[int] = []
+    parts: list[NDArray[np.float32]] = []
+    labels: list[tuple[str, ...]] = []
+    for chunk in _chunks(ids):
+        found = connection.execute(query.where(entries.c.id.in_(chunk)).order_by(entries.c.id)).all()
+        row_ids += [row.id for row in found]
+        labels += [tuple(row.labels) for row in found]
+        parts.append(from_stored(vectors_of([row.vector for row in found])))
+    vectors = np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+    return StoredRows(row_ids, vectors, labels)
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), _CHUNK):
+        yield ids[start : start + _CHUNK]
+
+
+def _held_out(rows: StoredRows) -> NDArray[np.bool_]:
+    """bool [n]: rows kept from learning; every class keeps a row to learn from."""
+    held_out = np.array([row_id % HELD_OUT_EVERY == 0 for row_id in rows.row_ids], dtype=bool)
+    learned = {label for out, own in zip(held_out, rows.labels, strict=True) if not out for label in own}
+    for i, own in enumerate(rows.labels):
+        if held_out[i] and not learned.issuperset(own):
+            held_out[i] = False
+            learned.update(own)
+    return held_out
+
+
+def _without_held_out(rows: StoredRows) -> list[tuple[str, ...]]:
+    held_out = _held_out(rows)
+    return [() if out else own for out, own in zip(held_out, rows.labels, strict=True)]
+
+
+def _split(rows: StoredRows) -> tuple[StoredRows, StoredRows]:
+    """Rows to learn from, rows to judge by."""
+    held_out = _held_out(rows)
+    return rows.take(np.flatnonzero(~held_out).tolist()), rows.take(np.flatnonzero(held_out).tolist())
+
+
+def _gate_rows(rows: StoredRows, encoder: Encoder) -> LabelledRows | None:
+    """Old rows and held-out queries whose classes the encoder knows."""
+    known = set(encoder.labels)
+    kept = rows.take([i for i, own in enumerate(rows.labels) if known.issuperset(own)])
+    learned, queries = _split(kept)
+    if not len(learned):
+        return None
+    return LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels)
+
+
+def _gate_metrics(gate: GateReport) -> dict[str, float]:
+    figures = {
+        "old_map_before": gate.old_map_before,
+        "old_map_after": gate.old_map_after,
+        "new_map_after": gate.new_map_after,
+        "stored_bits_changed": float(gate.stored_bits_changed),
+    }
+    return {name: value for name, value in figures.items() if not np.isnan(value)}
+
+
+def _figure(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _check_bits(record: CacheRecord, config: EncoderConfig) -> None:
+    if (config.code_bits, config.label_bits) != (record.code_bits, record.label_bits):
+        raise PreconditionError(
+            f"{cache_name(record.name)} has {record.code_bits} code bits and {record.label_bits} label bits, "
+            f"the encoder would have {config.code_bits} and {config.label_bits}",
+            reason="BITS_MISMATCH",
+        )

@@ -1,0 +1,49 @@
+"""Page tokens: where a listing goes on, tied to the listing that it was made for."""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from service.errors import InvalidRequestError
+
+T = TypeVar("T")
+
+
+def make_token(listing: str, after: str) -> str:
+    """The token of the page after the item with key `after`."""
+    return base64.urlsafe_b64encode(json.dumps([listing, after]).encode()).decode()
+
+
+def read_token(listing: str, token: str) -> str | None:
+    """The key that the page comes after; None for the first page. Raises: InvalidRequestError."""
+    if not token:
+        return None
+    try:
+        made_for, after = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise _invalid() from error
+    if made_for != listing or not isinstance(after, str):
+        raise _invalid()
+    return after
+
+
+def page_of(
+    items: Sequence[T], *, listing: str, token: str, size: int, key: Callable[[T], str]
+) -> tuple[Sequence[T], str]:
+    """One page of a short list that is read whole, and the next page's token or ""."""
+    after = read_token(listing, token)
+    start = 0
+    if after is not None:
+        keys = [key(item) for item in items]
+        if after not in keys:
+            raise _invalid()
+        start = keys.index(after) + 1
+    page = items[start : start + size]
+    more = start + size < len(items)
+    return page, make_token(listing, key(page[-1])) if more and page else ""
+
+
+def _invalid() -> InvalidRequestError:
+    return InvalidRequestError("the page token is not one of this listing", reason="INVALID_PAGE_TOKEN")

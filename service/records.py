@@ -1,0 +1,211 @@
+"""The values that pass between the store, the index and the front end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.tables import NEVER_MS
+
+
+class Operation(IntEnum):
+    """What a row of the change feed did to its entry."""
+
+    UPSERT = 1
+    DELETE = 2
+    EXTEND = 3  # a hit of a sliding entry moved its expire time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModalitySpec:
+    """The embedding space of one modality of a cache."""
+
+    dim: int
+    embedder_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRecord:
+    """One row of `caches`."""
+
+    id: int
+    name: str
+    description: str
+    modalities: Mapping[str, ModalitySpec]
+    code_bits: int
+    label_bits: int
+    active_encoder_id: str | None
+    seq: int
+    config_version: int
+    token_key: bytes = field(repr=False)
+    create_ms: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What an operator sets of a category. `threshold` is a cosine distance; 0 in a limit means none."""
+
+    threshold: float = 0.10
+    ttl_ms: int | None = None
+    ttl_mode: str = "absolute"  # | "sliding"
+    max_entries: int = 0
+    max_bytes: int = 0
+    eviction: str = "lru"  # | "lfu"
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryRecord:
+    """One row of `categories`."""
+
+    id: int
+    cache_id: int
+    name: str
+    policy: Policy
+    entry_count: int
+    size_bytes: int
+    hit_count: int
+    miss_count: int
+    shadow_hit_count: int
+    bypass_count: int
+    create_ms: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coding:
+    """What an encoder made of a vector: packed words as bytes."""
+
+    encoder_id: str
+    code: bytes
+    label_code: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """An entry as it goes into the store. `name` empty: the store makes one; `expire_ms` None: from the
+    entry's own time to live or the category's."""
+
+    category_id: int
+    name: str = ""
+    scope: str = ""
+    fingerprint: str | None = None
+    text: str = ""
+    labels: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    modality: str = "text"
+    embedder_id: str = ""
+    vector: NDArray[np.float16]
+    coding: Coding | None = None
+    response: bytes = b""
+    content_type: str = ""
+    ttl_ms: int | None = None
+    ttl_mode: str | None = None
+    create_ms: int | None = None
+    expire_ms: int | None = None
+    request_id: str = ""
+    request_digest: bytes = b""
+    replace_name: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """What the quota counts: response, vector and code."""
+        code = len(self.coding.code) if self.coding else 0
+        return len(self.response) + self.vector.nbytes + code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEntry:
+    """What a store answers for one entry."""
+
+    name: str
+    seq: int
+    create_ms: int
+    expire_ms: int
+    evicted_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryRecord:
+    """One row of `entries`, with response and tags where they were asked for."""
+
+    id: int
+    category_id: int
+    name: str
+    scope: str
+    fingerprint: str | None
+    fingerprint_key: bytes | None
+    text: str
+    labels: tuple[str, ...]
+    source: str
+    modality: str
+    embedder_id: str
+    vector: bytes
+    code: bytes | None
+    label_code: bytes | None
+    encoder_id: str | None
+    ttl_ms: int | None
+    ttl_mode: str
+    create_ms: int
+    expire_ms: int
+    seq: int
+    response: bytes = b""
+    content_type: str = ""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def never_expires(self) -> bool:
+        """Whether it has no expire time."""
+        return self.expire_ms == NEVER_MS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRecord:
+    """One row of `encoders`, without its weights."""
+
+    encoder_id: str
+    state: str  # candidate | active | retired | rejected
+    parent_id: str | None
+    previous_id: str | None
+    watermark: int
+    label_bits: int  # 0: it has no label codes
+    class_count: int
+    metrics: Mapping[str, float]
+    reason: str
+    create_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One row of `jobs`."""
+
+    id: int
+    cache_id: int
+    name: str
+    kind: str
+    state: str  # queued | running | succeeded | failed | cancelled
+    owner: str | None
+    lease_ms: int | None
+    report: str
+    error: str
+    create_ms: int
+    end_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which entries an invalidation means: within one field any value may match, all fields given must."""
+
+    names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return not (self.names or self.category_ids or self.tags or self.sources)

@@ -1,0 +1,180 @@
+"""Keeps this process's view true: follows the feed, swaps generations, writes what lookups did."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import MappingProxyType
+
+from sqlalchemy import Engine, delete
+
+from service import store
+from service.accesses import AccessLog
+from service.config import Config
+from service.database import reading, writing
+from service.errors import NotFoundError, ServiceError, StoreUnavailableError
+from service.feed import prune_changes
+from service.keys import cache_name
+from service.replica import CacheReplica, read_versions
+from service.rows import read_cache
+from service.tables import requests
+from service.writer import Writer
+
+logger = logging.getLogger(__name__)
+_EXPIRY_ROWS = 10_000
+_REQUESTS_KEPT_MS = 24 * 3600 * 1000
+_PRUNE_SECONDS = 60.0
+
+
+class Replicas:
+    """The caches that this process serves, by name. Readers take one immutable mapping."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self._engine = engine
+        self._config = config
+        self._lock = threading.Lock()  # guards replacement of _by_name and _versions
+        self._by_name: MappingProxyType[str, CacheReplica] = MappingProxyType({})
+        self._versions: dict[str, int] = {}
+
+    def get(self, name: str) -> CacheReplica:
+        """The replica of one cache. Raises: NotFoundError."""
+        replica = self._by_name.get(name)
+        if replica is None:
+            raise NotFoundError(f"{cache_name(name)} does not exist", reason="CACHE_NOT_FOUND")
+        return replica
+
+    def all(self) -> list[CacheReplica]:
+        """Every replica."""
+        return list(self._by_name.values())
+
+    def follow(self) -> None:
+        """Bring caches, settings and indexes up to the store. Raises: StoreUnavailableError."""
+        with self._lock:
+            with reading(self._engine) as connection:
+                versions = read_versions(connection)
+            current = dict(self._by_name)
+            for name, (row_id, config_version, seq) in versions.items():
+                known = current.get(name)
+                if known is None or known.state.record.id != row_id:
+                    current[name] = self._open(name)
+                    self._versions[name] = config_version
+                    continue
+                if self._versions[name] != config_version:
+                    known.refresh_settings()
+                    self._versions[name] = config_version
+                if known.state.index.applied_seq < seq:
+                    known.catch_up()
+            self._by_name = MappingProxyType({name: current[name] for name in sorted(versions)})
+
+    def open_new_generations(self) -> None:
+        """Serve generations that were built since. Raises: StoreUnavailableError."""
+        for replica in self.all():
+            replica.open_new_generation()
+
+    def on_commit(self, cache_ids: Sequence[int], settings_changed: bool) -> None:  # noqa: FBT001
+        """Bring the indexes up to this process's own commit."""
+        if settings_changed:
+            self.follow()
+        for replica in self.all():
+            if replica.state.record.id in cache_ids:
+                replica.catch_up()
+
+    def _open(self, name: str) -> CacheReplica:
+        with reading(self._engine) as connection:
+            record = read_cache(connection, name)
+        return CacheReplica(
+            self._engine, record, search=self._config.search, data_dir=self._config.store.data_dir
+        )
+
+
+class Refresher:
+    """The background thread. An unreachable database stops nothing: lookups go on, and it tries again."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        *,
+        replicas: Replicas,
+        writer: Writer,
+        accesses: AccessLog,
+        clock: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._replicas = replicas
+        self._writer = writer
+        self._accesses = accesses
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
+        self._store_reachable = True
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after a last write of what lookups did."""
+        self._stopped.set()
+        self._thread.join()
+        self._guarded(self.write_accesses)
+
+    def write_accesses(self) -> None:
+        """Write what lookups did since the last time. Raises: ServiceError; nothing is lost by it."""
+        for cache_id, accesses in self._accesses.drain().items():
+            try:
+                self._writer.submit(cache_id, partial(store.record_accesses, accesses=accesses)).result()
+            except NotFoundError:
+                continue  # the cache was deleted
+            except ServiceError:
+                self._accesses.restore(cache_id, accesses)
+                raise
+
+    def delete_expired(self) -> None:
+        """Delete entries past their expire time. Raises: ServiceError."""
+        for replica in self._replicas.all():
+            cache_id = replica.state.record.id
+            self._writer.submit(cache_id, lambda tx: store.delete_expired(tx, limit=_EXPIRY_ROWS)).result()
+
+    def prune(self) -> None:
+        """Forget old changes and answers to request ids. Raises: StoreUnavailableError."""
+        with writing(self._engine) as connection:
+            for replica in self._replicas.all():
+                prune_changes(
+                    connection, replica.state.record.id, retained=self._config.store.changes_retained
+                )
+            oldest = self._clock() - _REQUESTS_KEPT_MS
+            connection.execute(delete(requests).where(requests.c.create_ms < oldest))
+
+    def _run(self) -> None:
+        refresh = self._config.refresh
+        duties = [
+            (refresh.feed_seconds, self._replicas.follow),
+            (refresh.accesses_seconds, self._replicas.open_new_generations),
+            (refresh.accesses_seconds, self.write_accesses),
+            (refresh.expiry_seconds, self.delete_expired),
+            (_PRUNE_SECONDS, self.prune),
+        ]
+        due = [time.monotonic() + seconds for seconds, _ in duties]
+        while not self._stopped.wait(max(0.0, min(due) - time.monotonic())):
+            for i, (seconds, duty) in enumerate(duties):
+                if due[i] <= time.monotonic():
+                    self._guarded(duty)
+                    due[i] = time.monotonic() + seconds
+
+    def _guarded(self, duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except StoreUnavailableError as error:
+            if self._store_reachable:
+                logger.error("the store cannot be reached, lookups go on: %s", error)
+            self._store_reachable = False
+        except Exception:
+            # The thread must outlive what it could not do: a replica that stops following is worse.
+            logger.exception("%s failed", getattr(duty, "__name__", duty))
+        else:
+            if not self._store_reachable:
+                logger.info("the store is reachable again")
+            self._store_reachable = True

@@ -1,0 +1,267 @@
+"""Mutations of what an operator sets: caches, categories, encoders. Each runs in a writer's transaction."""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from hashing.checkpoint import dump_encoder
+from hashing.inference import Encoder
+from service.errors import AlreadyExistsError, ConflictError, PreconditionError
+from service.keys import cache_name, child_name
+from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
+from service.rows import read_cache, read_category, read_encoder
+from service.tables import caches, calibrations, categories, encoders, entries
+
+ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
+
+
+def create_cache(
+    connection: Connection,
+    name: str,
+    *,
+    modalities: Mapping[str, ModalitySpec],
+    code_bits: int,
+    label_bits: int,
+    description: str,
+    now_ms: int,
+) -> CacheRecord:
+    """Create a cache. Raises: AlreadyExistsError."""
+    values = {
+        "name": name,
+        "description": description,
+        "modalities": {modality: asdict(spec) for modality, spec in modalities.items()},
+        "code_bits": code_bits,
+        "label_bits": label_bits,
+        "seq": 0,
+        "config_version": 1,
+        "token_key": secrets.token_bytes(32),
+        "create_ms": now_ms,
+        "version": 1,
+    }
+    _insert_new(connection, insert(caches).values(**values), cache_name(name), "CACHE_EXISTS")
+    return read_cache(connection, name)
+
+
+def update_cache(connection: Connection, name: str, *, etag: str, description: str) -> CacheRecord:
+    """Change the description. Raises: NotFoundError, ConflictError."""
+    cache = read_cache(connection, name)
+    check_etag(cache.version, etag, name=cache_name(name))
+    changed = {"description": description, "version": caches.c.version + 1}
+    connection.execute(update(caches).where(caches.c.id == cache.id).values(**changed))
+    return read_cache(connection, name)
+
+
+def delete_cache(connection: Connection, name: str, *, etag: str) -> None:
+    """Delete a cache with all it holds. Raises: NotFoundError, ConflictError."""
+    cache = read_cache(connection, name)
+    check_etag(cache.version, etag, name=cache_name(name))
+    connection.execute(delete(caches).where(caches.c.id == cache.id))
+
+
+def create_category(
+    connection: Connection, cache: str, name: str, *, policy: Policy, now_ms: int
+) -> CategoryRecord:
+    """Create a category. Raises: NotFoundError, AlreadyExistsError."""
+    owner = read_cache(connection, cache)
+    values = {
+        "cache_id": owner.id,
+        "name": name,
+        "entry_count": 0,
+        "size_bytes": 0,
+        "hit_count": 0,
+        "miss_count": 0,
+        "shadow_hit_count": 0,
+        "bypass_count": 0,
+        "create_ms": now_ms,
+        "version": 1,
+        **asdict(policy),
+    }
+    full_name = child_name(cache, "categories", name)
+    _insert_new(connection, insert(categories).values(**values), full_name, "CATEGORY_EXISTS")
+    bump_config(connection, owner.id)
+    return read_category(connection, owner, name)
+
+
+def update_category(
+    connection: Connection, cache: str, name: str, *, etag: str, changed: Mapping[str, Any]
+) -> CategoryRecord:
+    """Change fields of the policy. Raises: NotFoundError, ConflictError."""
+    owner = read_cache(connection, cache)
+    category = read_category(connection, owner, name)
+    check_etag(category.version, etag, name=child_name(cache, "categories", name))
+    values = {**changed, "version": categories.c.version + 1}
+    connection.execute(update(categories).where(categories.c.id == category.id).values(**values))
+    bump_config(connection, owner.id)
+    return read_category(connection, owner, name)
+
+
+def delete_category(connection: Connection, cache: str, name: str, *, etag: str) -> None:
+    """Delete a category with its entries. Raises: NotFoundError, ConflictError."""
+    owner = read_cache(connection, cache)
+    category = read_category(connection, owner, name)
+    check_etag(category.version, etag, name=child_name(cache, "categories", name))
+    connection.execute(delete(categories).where(categories.c.id == category.id))
+    bump_config(connection, owner.id)
+
+
+def register_encoder(
+    connection: Connection,
+    cache: CacheRecord,
+    encoder: Encoder,
+    *,
+    learning_state: bytes | None,
+    watermark: int,
+    trusted: Iterable[str] = (),
+    state: str = CANDIDATE,
+    reason: str = "",
+    metrics: Mapping[str, float] | None = None,
+    now_ms: int,
+) -> EncoderRecord:
+    """Keep an encoder; `trusted` names the encoders whose codes its queries may search, itself aside.
+
+    The same encoder again keeps what is there. `metrics` are added to the encoder's own.
+    """
+    known = select(encoders.c.encoder_id).where(
+        encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.encoder_id
+    )
+    if connection.execute(known).first() is None:
+        values = {
+            "cache_id": cache.id,
+            "encoder_id": encoder.encoder_id,
+            "state": state,
+            "parent_id": encoder.parent_id,
+            "weights": dump_encoder(encoder),
+            "learning_state": learning_state,
+            "watermark": watermark,
+            "label_bits": encoder.label_bits or 0,
+            "class_count": len(encoder.labels),
+            "metrics": {**encoder.metrics, **(metrics or {})},
+            "reason": reason,
+            "create_ms": now_ms,
+        }
+        connection.execute(insert(encoders).values(**values))
+        _trust(connection, cache.id, encoder.encoder_id, set(trusted), now_ms=now_ms)
+    return read_encoder(connection, cache, encoder.encoder_id)
+
+
+def trusted_by(connection: Connection, cache_id: int, encoder_id: str) -> set[str]:
+    """The encoders whose codes queries of this one may search."""
+    pairs = select(calibrations.c.segment_encoder_id).where(
+        calibrations.c.cache_id == cache_id, calibrations.c.query_encoder_id == encoder_id
+    )
+    return {str(found) for found in connection.execute(pairs).scalars()}
+
+
+def activate_encoder(
+    connection: Connection, cache_id: int, encoder_id: str, *, max_live_encoders: int
+) -> EncoderRecord:
+    """Make an encoder the one that codes new rows and queries.
+
+    Raises:
+        NotFoundError: there is none of this id.
+        PreconditionError: it was rejected, or its codes would be one set too many.
+    """
+    cache = _lock_cache(connection, cache_id)
+    encoder = read_encoder(connection, cache, encoder_id)
+    full_name = child_name(cache.name, "encoders", encoder_id)
+    if encoder.state == REJECTED:
+        raise PreconditionError(f"{full_name} was rejected: {encoder.reason}", reason="ENCODER_REJECTED")
+    if encoder.state == ACTIVE:
+        return encoder
+    _check_live_encoders(connection, cache, encoder_id, most=max_live_encoders)
+    _make_active(connection, cache, encoder_id, previous_id=cache.active_encoder_id)
+    return read_encoder(connection, cache, encoder_id)
+
+
+def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
+    """Make the encoder active that was so before. Raises: PreconditionError."""
+    cache = _lock_cache(connection, cache_id)
+    if cache.active_encoder_id is None:
+        raise PreconditionError("the cache has no active encoder", reason="NO_ACTIVE_ENCODER")
+    active = read_encoder(connection, cache, cache.active_encoder_id)
+    if active.previous_id is None:
+        raise PreconditionError("there is no encoder to roll back to", reason="NO_PREVIOUS_ENCODER")
+    before = read_encoder(connection, cache, active.previous_id)
+    _make_active(connection, cache, before.encoder_id, previous_id=before.previous_id)
+    return read_encoder(connection, cache, before.encoder_id)
+
+
+def live_encoder_ids(connection: Connection, cache_id: int) -> set[str]:
+    """The encoders whose codes stored entries carry."""
+    query = (
+        select(entries.c.encoder_id)
+        .where(entries.c.cache_id == cache_id, entries.c.encoder_id.is_not(None))
+        .distinct()
+    )
+    return {str(found) for found in connection.execute(query).scalars()}
+
+
+def bump_config(connection: Connection, cache_id: int) -> None:
+    """Tell every replica to read the cache's settings again."""
+    changed = {"config_version": caches.c.config_version + 1}
+    connection.execute(update(caches).where(caches.c.id == cache_id).values(**changed))
+
+
+def check_etag(version: int, etag: str, *, name: str) -> None:
+    """Raise ConflictError unless `etag` is empty or the version's."""
+    if etag and etag != str(version):
+        raise ConflictError(f"{name} has changed: its etag is {version}, not {etag}", etag=version)
+
+
+def _trust(connection: Connection, cache_id: int, encoder_id: str, others: set[str], *, now_ms: int) -> None:
+    pairs = [(encoder_id, encoder_id)]
+    for other in sorted(others - {encoder_id}):
+        pairs += [(encoder_id, other), (other, encoder_id)]
+    connection.execute(
+        insert(calibrations),
+        [
+            {
+                "cache_id": cache_id,
+                "query_encoder_id": query,
+                "segment_encoder_id": segment,
+                "create_ms": now_ms,
+            }
+            for query, segment in pairs
+        ],
+    )
+
+
+def _insert_new(connection: Connection, statement: Any, name: str, reason: str) -> None:
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError as error:
+        raise AlreadyExistsError(f"{name} exists already", reason=reason) from error
+
+
+def _lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
+    query = select(caches.c.name).where(caches.c.id == cache_id).with_for_update()
+    return read_cache(connection, str(connection.execute(query).scalar_one()))
+
+
+def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id: str, *, most: int) -> None:
+    apart = live_encoder_ids(connection, cache.id) - trusted_by(connection, cache.id, encoder_id)
+    if len(apart) + 1 > most:
+        raise PreconditionError(
+            f"entries carry codes of {len(apart)} encoders that {encoder_id} cannot search; at most {most} "
+            "are live at once: recode with `nearhit build --reencode`",
+            reason="TOO_MANY_LIVE_ENCODERS",
+        )
+
+
+def _make_active(
+    connection: Connection, cache: CacheRecord, encoder_id: str, *, previous_id: str | None
+) -> None:
+    of_cache = encoders.c.cache_id == cache.id
+    connection.execute(update(encoders).where(of_cache, encoders.c.state == ACTIVE).values(state=RETIRED))
+    connection.execute(
+        update(encoders)
+        .where(of_cache, encoders.c.encoder_id == encoder_id)
+        .values(state=ACTIVE, previous_id=previous_id)
+    )
+    connection.execute(update(caches).where(caches.c.id == cache.id).values(active_encoder_id=encoder_id))
+    bump_config(connection, cache.id)

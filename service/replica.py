@@ -1,0 +1,230 @@
+"""One cache as this process serves it: settings, encoders and index, brought up to the store's feed."""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, select
+
+from hashing.checkpoint import load_encoder
+from hashing.inference import Encoder
+from index.config import IndexConfig
+from index.errors import DamagedGenerationError, IndexFault
+from index.manifest import current_generation, open_generation
+from index.rows import Rows, SegmentKey
+from index.segment import SealedSegment
+from index.vector_index import VectorIndex
+from service.coding import EncoderSet
+from service.config import SearchConfig
+from service.database import reading
+from service.errors import NotCaughtUpError
+from service.feed import FeedPage, FeedPrunedError, read_changes, scan_cache
+from service.records import CacheRecord, CategoryRecord
+from service.rows import category_not_found, read_cache, read_categories, read_weights
+from service.tables import caches, calibrations
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """What a request works on: one reference, never changed, only replaced."""
+
+    record: CacheRecord
+    categories: Mapping[str, CategoryRecord]
+    category_names: Mapping[int, str]
+    encoders: EncoderSet
+    index: VectorIndex
+
+    def category(self, name: str) -> CategoryRecord:
+        """The category of that name. Raises: NotFoundError."""
+        found = self.categories.get(name)
+        if found is None:
+            raise category_not_found(self.record.name, name)
+        return found
+
+
+def index_config(record: CacheRecord, search: SearchConfig) -> IndexConfig:
+    """The index's settings for one cache."""
+    return IndexConfig(
+        code_bits=record.code_bits,
+        label_bits=record.label_bits,
+        exact_limit=search.exact_limit,
+        scan_limit=search.scan_limit,
+        candidate_count=search.candidate_count,
+        candidates_per_result=search.candidates_per_result,
+    )
+
+
+def index_root(data_dir: str, cache_id: int) -> Path:
+    """Where a cache's generations lie; by row id, which is never used again, unlike a name."""
+    return Path(data_dir) / "index" / str(cache_id)
+
+
+class CacheReplica:
+    """Follows the feed of one cache. Readers take `state`; one thread at a time changes it."""
+
+    def __init__(self, engine: Engine, record: CacheRecord, *, search: SearchConfig, data_dir: str) -> None:
+        """Load the current generation, or the entries where there is none, and catch up with the feed.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached.
+        """
+        self._engine = engine
+        self._search = search
+        self._root = index_root(data_dir, record.id)
+        self._lock = threading.Lock()  # guards every replacement of state
+        self._advanced = threading.Condition()
+        self._refused_generation: str | None = None
+        with reading(engine) as connection:
+            empty = VectorIndex(index_config(record, search))
+            self.state = self._read_settings(
+                connection, record.name, CacheState(record, {}, {}, EncoderSet(), empty)
+            )
+        if not self.open_new_generation():
+            self._rebuild()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Apply what the feed holds beyond the index. Raises: StoreUnavailableError."""
+        with self._lock:
+            try:
+                with reading(self._engine) as connection:
+                    self._follow(connection, self.state.index)
+            except FeedPrunedError as error:
+                logger.warning("rebuilding the index of %s: %s", self.state.record.name, error)
+                self._rebuild_locked()
+        with self._advanced:
+            self._advanced.notify_all()
+
+    def refresh_settings(self) -> None:
+        """Read settings, categories and encoders again. Raises: StoreUnavailableError, NotFoundError."""
+        with self._lock, reading(self._engine) as connection:
+            self.state = self._read_settings(connection, self.state.record.name, self.state)
+
+    def open_new_generation(self) -> bool:
+        """Serve the current generation if it is not the one served; False where there is none to open.
+
+        A damaged generation is refused by name, once, and what is served stays.
+        """
+        try:
+            name = current_generation(self._root)
+        except DamagedGenerationError as error:
+            name = None
+            if self._refused_generation != str(error):
+                logger.error("no generation of %s is opened: %s", self.state.record.name, error)
+            self._refused_generation = str(error)
+        if name is None or name in (self.state.index.generation, self._refused_generation):
+            return False
+        with self._lock:
+            try:
+                opened = open_generation(
+                    self._root,
+                    name,
+                    config=index_config(self.state.record, self._search),
+                    cache=self.state.record.name,
+                )
+                with reading(self._engine) as connection:
+                    self._follow(connection, opened)
+            except (IndexFault, FeedPrunedError) as error:
+                logger.error("generation %s of %s is refused: %s", name, self.state.record.name, error)
+                self._refused_generation = name
+                return False
+            for category_id in {partition[0] for partition in opened.partitions} - set(
+                self.state.category_names
+            ):
+                opened.drop_category(category_id)
+            with reading(self._engine) as connection:
+                self._load_encoders(connection, opened.encoder_ids(opened.partitions))
+            self.state = replace(self.state, index=opened)
+        logger.info("serving generation %s of %s", name, self.state.record.name)
+        return True
+
+    def wait_for(self, seq: int, *, timeout_seconds: float) -> None:
+        """Return once the index holds `seq`. Raises: NotCaughtUpError."""
+        if self.state.index.applied_seq >= seq:
+            return
+        with self._advanced:
+            reached = self._advanced.wait_for(
+                lambda: self.state.index.applied_seq >= seq, timeout=timeout_seconds
+            )
+        if not reached:
+            raise NotCaughtUpError(
+                f"the replica is at seq {self.state.index.applied_seq}, {seq} was asked for",
+                seq=self.state.index.applied_seq,
+            )
+
+    def _follow(self, connection: Connection, index: VectorIndex) -> None:
+        while (page := read_changes(connection, self.state.record, after=index.applied_seq)) is not None:
+            self._apply(connection, index, page)
+
+    def _apply(self, connection: Connection, index: VectorIndex, page: FeedPage) -> None:
+        self._load_encoders(connection, page.encoder_ids)
+        index.apply(page.changes)
+
+    def _rebuild(self) -> None:
+        with self._lock:
+            self._rebuild_locked()
+
+    def _rebuild_locked(self) -> None:
+        """Fill a new index from the entries and swap it in."""
+        with reading(self._engine) as connection:
+            seq = read_cache(connection, self.state.record.name).seq
+        parts: dict[SegmentKey, list[Rows]] = defaultdict(list)
+        with reading(self._engine) as connection:
+            for key, rows in scan_cache(connection, self.state.record):
+                parts[key].append(rows)
+            sealed = [SealedSegment(key, Rows.concatenate(parts.pop(key))) for key in list(parts)]
+            self._load_encoders(connection, [segment.key.encoder_id for segment in sealed])
+            config = index_config(self.state.record, self._search)
+            index = VectorIndex(config, sealed=sealed, watermark=seq)
+            self._follow(connection, index)
+        self.state = replace(self.state, index=index)
+
+    def _read_settings(self, connection: Connection, name: str, state: CacheState) -> CacheState:
+        record = read_cache(connection, name)
+        found = read_categories(connection, record.id)
+        for category_id in set(state.category_names) - {category.id for category in found}:
+            state.index.drop_category(category_id)
+        state = replace(
+            state,
+            record=record,
+            categories={category.name: category for category in found},
+            category_names={category.id: category.name for category in found},
+        )
+        wanted = set(state.encoders.by_id)
+        if record.active_encoder_id is not None:
+            wanted.add(record.active_encoder_id)
+        return replace(state, encoders=self._read_encoders(connection, record, state.encoders, wanted))
+
+    def _load_encoders(self, connection: Connection, encoder_ids: Iterable[str | None]) -> None:
+        """Have the encoders of rows at hand before the rows are served."""
+        known = self.state.encoders
+        missing = {encoder_id for encoder_id in encoder_ids if encoder_id is not None} - set(known.by_id)
+        if missing:
+            loaded = self._read_encoders(connection, self.state.record, known, missing | set(known.by_id))
+            self.state = replace(self.state, encoders=loaded)
+
+    def _read_encoders(
+        self, connection: Connection, record: CacheRecord, known: EncoderSet, wanted: set[str]
+    ) -> EncoderSet:
+        by_id: dict[str, Encoder] = {key: known.by_id[key] for key in wanted & set(known.by_id)}
+        for encoder_id in sorted(wanted - set(by_id)):
+            by_id[encoder_id] = load_encoder(read_weights(connection, record.id, encoder_id))
+        pairs = select(calibrations.c.query_encoder_id, calibrations.c.segment_encoder_id).where(
+            calibrations.c.cache_id == record.id
+        )
+        return EncoderSet(
+            active=by_id.get(record.active_encoder_id or ""),
+            by_id=by_id,
+            trusted=frozenset((row[0], row[1]) for row in connection.execute(pairs)),
+        )
+
+
+def read_versions(connection: Connection) -> dict[str, tuple[int, int, int]]:
+    """Per cache name: row id, config version, seq. Cheap enough to ask many times a second."""
+    query = select(caches.c.name, caches.c.id, caches.c.config_version, caches.c.seq)
+    return {row.name: (row.id, row.config_version, row.seq) for row in connection.execute(query)}

@@ -1,0 +1,182 @@
+"""Reads of the store: rows to records."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, select
+
+from service.errors import NotFoundError
+from service.keys import cache_name, child_name
+from service.records import (
+    CacheRecord,
+    CategoryRecord,
+    EncoderRecord,
+    EntryRecord,
+    JobRecord,
+    ModalitySpec,
+    Policy,
+)
+from service.tables import caches, categories, encoders, entries, entry_tags, jobs, responses
+
+_CHUNK = 1_000
+_ENTRY_COLUMNS = [
+    entries.c[name] for name in EntryRecord.__dataclass_fields__ if name in entries.c and name != "labels"
+] + [entries.c.labels]
+_ENCODER_COLUMNS = [encoders.c[name] for name in EncoderRecord.__dataclass_fields__]
+_POLICY_COLUMNS = tuple(Policy.__dataclass_fields__)
+
+
+def read_caches(connection: Connection) -> list[CacheRecord]:
+    """All caches by name."""
+    return [_cache(row) for row in connection.execute(select(caches).order_by(caches.c.name))]
+
+
+def read_cache(connection: Connection, name: str) -> CacheRecord:
+    """One cache. Raises: NotFoundError."""
+    row = connection.execute(select(caches).where(caches.c.name == name)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"{cache_name(name)} does not exist", reason="CACHE_NOT_FOUND")
+    return _cache(row)
+
+
+def read_categories(connection: Connection, cache_id: int) -> list[CategoryRecord]:
+    """A cache's categories by name."""
+    query = select(categories).where(categories.c.cache_id == cache_id).order_by(categories.c.name)
+    return [_category(row) for row in connection.execute(query)]
+
+
+def read_category(connection: Connection, cache: CacheRecord, name: str) -> CategoryRecord:
+    """One category. Raises: NotFoundError."""
+    for record in read_categories(connection, cache.id):
+        if record.name == name:
+            return record
+    raise category_not_found(cache.name, name)
+
+
+def category_not_found(cache: str, category: str) -> NotFoundError:
+    """The error that names the category."""
+    return NotFoundError(
+        f"{child_name(cache, 'categories', category)} does not exist", reason="CATEGORY_NOT_FOUND"
+    )
+
+
+def read_encoders(connection: Connection, cache_id: int) -> list[EncoderRecord]:
+    """A cache's encoders, newest first."""
+    query = (
+        select(*_ENCODER_COLUMNS)
+        .where(encoders.c.cache_id == cache_id)
+        .order_by(encoders.c.create_ms.desc(), encoders.c.encoder_id)
+    )
+    return [EncoderRecord(**row._mapping) for row in connection.execute(query)]
+
+
+def read_encoder(connection: Connection, cache: CacheRecord, encoder_id: str) -> EncoderRecord:
+    """One encoder. Raises: NotFoundError."""
+    for record in read_encoders(connection, cache.id):
+        if record.encoder_id == encoder_id:
+            return record
+    raise NotFoundError(
+        f"{child_name(cache.name, 'encoders', encoder_id)} does not exist", reason="ENCODER_NOT_FOUND"
+    )
+
+
+def read_weights(connection: Connection, cache_id: int, encoder_id: str) -> bytes:
+    """An encoder's checkpoint."""
+    query = select(encoders.c.weights).where(
+        encoders.c.cache_id == cache_id, encoders.c.encoder_id == encoder_id
+    )
+    weights: bytes = connection.execute(query).scalar_one()
+    return weights
+
+
+def read_jobs(connection: Connection, cache_id: int) -> list[JobRecord]:
+    """A cache's jobs, newest first."""
+    query = select(jobs).where(jobs.c.cache_id == cache_id).order_by(jobs.c.id.desc())
+    return [JobRecord(**row._mapping) for row in connection.execute(query)]
+
+
+def read_entry(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int) -> EntryRecord:
+    """One live entry with response and tags. Raises: NotFoundError."""
+    query = entry_query(cache.id).where(entries.c.name == name, entries.c.expire_ms > now_ms)
+    for record in read_entries(connection, query):
+        return record
+    raise NotFoundError(f"{child_name(cache.name, 'entries', name)} does not exist", reason="ENTRY_NOT_FOUND")
+
+
+def entry_query(cache_id: int) -> Select[Any]:
+    """Entries of a cache with their responses; add conditions and an order."""
+    return (
+        select(*_ENTRY_COLUMNS, responses.c.body.label("response"), responses.c.content_type)
+        .join(responses, responses.c.entry_id == entries.c.id)
+        .where(entries.c.cache_id == cache_id)
+    )
+
+
+def read_entries(connection: Connection, query: Select[Any], *, with_tags: bool = True) -> list[EntryRecord]:
+    """The entries of an `entry_query`, with their tags."""
+    rows = connection.execute(query).all()
+    tags = _read_tags(connection, [row.id for row in rows]) if with_tags else {}
+    return [_entry(row, tuple(tags.get(row.id, ()))) for row in rows]
+
+
+def read_entries_by_id(
+    connection: Connection, cache_id: int, row_ids: Sequence[int], *, with_tags: bool = True
+) -> dict[int, EntryRecord]:
+    """The entries with these row ids that exist, by row id."""
+    found: dict[int, EntryRecord] = {}
+    for start in range(0, len(row_ids), _CHUNK):
+        query = entry_query(cache_id).where(entries.c.id.in_(row_ids[start : start + _CHUNK]))
+        found.update((record.id, record) for record in read_entries(connection, query, with_tags=with_tags))
+    return found
+
+
+def scan_entries(
+    connection: Connection, query: Select[Any], *, chunk: int = _CHUNK, with_tags: bool = False
+) -> Iterator[list[EntryRecord]]:
+    """All entries of an `entry_query` in the order of their row ids, a chunk at a time."""
+    after = 0
+    while True:
+        page = query.where(entries.c.id > after).order_by(entries.c.id).limit(chunk)
+        found = read_entries(connection, page, with_tags=with_tags)
+        if found:
+            yield found
+        if len(found) < chunk:
+            return
+        after = found[-1].id
+
+
+def count_entries(connection: Connection, cache_id: int) -> int:
+    """Entries of a cache, expired ones included."""
+    query = select(func.count()).select_from(entries).where(entries.c.cache_id == cache_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def _read_tags(connection: Connection, row_ids: Sequence[int]) -> dict[int, list[str]]:
+    tags: dict[int, list[str]] = {}
+    for start in range(0, len(row_ids), _CHUNK):
+        query = (
+            select(entry_tags.c.entry_id, entry_tags.c.tag)
+            .where(entry_tags.c.entry_id.in_(row_ids[start : start + _CHUNK]))
+            .order_by(entry_tags.c.tag)
+        )
+        for row in connection.execute(query):
+            tags.setdefault(row.entry_id, []).append(row.tag)
+    return tags
+
+
+def _cache(row: Row[Any]) -> CacheRecord:
+    values = dict(row._mapping)
+    values["modalities"] = {name: ModalitySpec(**spec) for name, spec in values["modalities"].items()}
+    return CacheRecord(**values)
+
+
+def _category(row: Row[Any]) -> CategoryRecord:
+    values = dict(row._mapping)
+    policy = Policy(**{name: values.pop(name) for name in _POLICY_COLUMNS})
+    return CategoryRecord(policy=policy, **values)
+
+
+def _entry(row: Row[Any], tags: tuple[str, ...]) -> EntryRecord:
+    values = dict(row._mapping)
+    values["labels"] = tuple(values["labels"])
+    return EntryRecord(tags=tags, **values)

@@ -1,0 +1,323 @@
+"""Mutations of a cache's entries, each within one transaction of the writer."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from service import expiration, quota
+from service.accesses import Accesses
+from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from service.keys import child_name, fingerprint_key
+from service.records import NewEntry, Operation, Selection, StoredEntry
+from service.tables import categories, entries, entry_tags, feedback, requests, responses
+from service.transaction import ID_CHUNK, CacheTransaction
+
+_ADD_HITS = (
+    update(entries)
+    .where(entries.c.id == bindparam("row_id"))
+    .values(
+        access_count=entries.c.access_count + bindparam("hits"),
+        access_ms=bindparam("last_ms"),
+        expire_ms=bindparam("later_ms"),
+    )
+)
+
+
+def store_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry]:
+    """Store all of `items`, or none.
+
+    Raises:
+        AlreadyExistsError: an id is taken.
+        InvalidRequestError: a request id was used for another entry.
+        QuotaExceededError: an entry is larger than its category's quota.
+        NotFoundError: a category is gone.
+    """
+    answers = _earlier_answers(tx, items)
+    fresh = [i for i in range(len(items)) if answers[i] is None]
+    for chunk in _chunks(tx, [items[i] for i in fresh]):
+        stored = _store_chunk(tx, chunk)
+        for i, answer in zip(fresh[: len(chunk)], stored, strict=True):
+            answers[i] = answer
+        fresh = fresh[len(chunk) :]
+    return [answer for answer in answers if answer is not None]
+
+
+def import_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> int:
+    """Store the items whose ids are free; return how many. Raises: as store_entries."""
+    names = [item.name for item in items]
+    query = select(entries.c.name).where(entries.c.cache_id == tx.cache_id, entries.c.name.in_(names))
+    taken = set(tx.connection.execute(query).scalars())
+    return len(store_entries(tx, [item for item in items if item.name not in taken]))
+
+
+def select_rows(connection: Connection, cache_id: int, selection: Selection) -> list[int]:
+    """Row ids of the entries that the selection means, in the order of their storing."""
+    query = select(entries.c.id).where(entries.c.cache_id == cache_id)
+    if selection.names:
+        query = query.where(entries.c.name.in_(selection.names))
+    if selection.category_ids:
+        query = query.where(entries.c.category_id.in_(selection.category_ids))
+    if selection.sources:
+        query = query.where(entries.c.source.in_(selection.sources))
+    if selection.tags:
+        tagged = select(entry_tags.c.entry_id).where(
+            entry_tags.c.cache_id == cache_id, entry_tags.c.tag.in_(selection.tags)
+        )
+        query = query.where(entries.c.id.in_(tagged))
+    return list(connection.execute(query.order_by(entries.c.id)).scalars())
+
+
+def invalidate(tx: CacheTransaction, selection: Selection) -> int:
+    """Delete what the selection means; return how many."""
+    return tx.delete(select_rows(tx.connection, tx.cache_id, selection))
+
+
+def delete_entry(tx: CacheTransaction, name: str) -> None:
+    """Delete one entry. Raises: NotFoundError."""
+    if not invalidate(tx, Selection(names=(name,))):
+        raise NotFoundError(
+            f"{child_name(tx.cache, 'entries', name)} does not exist", reason="ENTRY_NOT_FOUND"
+        )
+
+
+def delete_expired(tx: CacheTransaction, *, limit: int) -> int:
+    """Delete up to about `limit` entries past their expire time; return how many."""
+    deleted = 0
+    for category in tx.all_categories():
+        expired = expiration.expired_rows(category.id, now_ms=tx.now_ms).limit(limit - deleted)
+        deleted += tx.delete([row.id for row in tx.connection.execute(expired)])
+        if deleted >= limit:
+            break
+    return deleted
+
+
+def shrink_to_quota(tx: CacheTransaction, category_id: int) -> int:
+    """Evict until the category is within its limits, as after a smaller quota; return how many left."""
+    return quota.make_room(tx, tx.category(category_id), incoming_count=0, incoming_bytes=0)
+
+
+def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
+    """Add counted lookups; a hit restarts the time to live of a sliding entry."""
+    row_ids = sorted(accesses.hits)
+    for start in range(0, len(row_ids), ID_CHUNK):
+        chunk = row_ids[start : start + ID_CHUNK]
+        query = select(entries.c.id, entries.c.ttl_mode, entries.c.ttl_ms, entries.c.expire_ms)
+        rows = tx.connection.execute(query.where(entries.c.cache_id == tx.cache_id, entries.c.id.in_(chunk)))
+        hits, extended = [], []
+        for row in rows.all():
+            count, access_ms = accesses.hits[row.id]
+            expire_ms = expiration.extended(row.ttl_mode, row.ttl_ms, row.expire_ms, access_ms=access_ms)
+            if expire_ms is not None:
+                extended.append(row.id)
+            later = row.expire_ms if expire_ms is None else expire_ms
+            hits.append({"row_id": row.id, "hits": count, "last_ms": access_ms, "later_ms": later})
+        if hits:
+            tx.connection.execute(_ADD_HITS, hits)
+        tx.record(Operation.EXTEND, extended)
+    known = {category.id for category in tx.all_categories()}
+    for (category_id, column), count in sorted(accesses.outcomes.items()):
+        if category_id in known:
+            counted = {column: categories.c[column] + count}
+            tx.connection.execute(update(categories).where(categories.c.id == category_id).values(**counted))
+
+
+def record_feedback(tx: CacheTransaction, values: dict[str, Any]) -> bool:
+    """Keep a verdict; False where the same lookup had one already."""
+    tx.category(values["category_id"])
+    known = select(feedback.c.id).where(
+        feedback.c.cache_id == tx.cache_id, feedback.c.lookup_digest == values["lookup_digest"]
+    )
+    if tx.connection.execute(known).first() is not None:
+        return False
+    tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
+    return True
+
+
+def entry_name(connection: Connection, row_id: int) -> str | None:
+    """The id of the entry with this row id; None where it is gone."""
+    name: str | None = connection.execute(select(entries.c.name).where(entries.c.id == row_id)).scalar()
+    return name
+
+
+def _earlier_answers(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry | None]:
+    """The answers that were given to the same request ids before."""
+    ids = [item.request_id for item in items if item.request_id]
+    if len(set(ids)) < len(ids):
+        raise InvalidRequestError("a request id is used twice in one batch", reason="REQUEST_ID_REUSED")
+    known = {}
+    if ids:
+        rows = tx.connection.execute(
+            select(requests).where(requests.c.cache_id == tx.cache_id, requests.c.request_id.in_(ids))
+        )
+        known = {row.request_id: row for row in rows}
+    answers: list[StoredEntry | None] = []
+    for item in items:
+        row = known.get(item.request_id)
+        if row is not None and row.digest != item.request_digest:
+            raise InvalidRequestError(
+                f"request id {item.request_id!r} was used for another entry", reason="REQUEST_ID_REUSED"
+            )
+        answers.append(StoredEntry(**row.answer) if row is not None else None)
+    return answers
+
+
+def _chunks(tx: CacheTransaction, items: Sequence[NewEntry]) -> Iterable[list[NewEntry]]:
+    """Cut a batch where a part must be stored before the next: a key comes again, or a quota is full."""
+    chunk: list[NewEntry] = []
+    keys: set[object] = set()
+    room = quota.Room(tx.category)
+    for item in items:
+        own = _conflict_keys(item)
+        if chunk and (own & keys or not room.holds(item)):
+            yield chunk
+            chunk, keys, room = [], set(), quota.Room(tx.category)
+        room.take(item)
+        chunk.append(item)
+        keys |= own
+    if chunk:
+        yield chunk
+
+
+def _conflict_keys(item: NewEntry) -> set[object]:
+    keys: set[object] = {("name", name) for name in (item.name, item.replace_name) if name}
+    if item.fingerprint is not None:
+        keys.add((item.category_id, fingerprint_key(item.scope, item.fingerprint)))
+    return keys
+
+
+def _store_chunk(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry]:
+    tx.delete(_replaced_rows(tx, items))
+    names = [item.name or secrets.token_hex(16) for item in items]
+    _check_names_free(tx, names)
+    evicted = 0
+    for category_id in sorted({item.category_id for item in items}):
+        incoming = [item for item in items if item.category_id == category_id]
+        evicted += quota.make_room(
+            tx,
+            tx.category(category_id),
+            incoming_count=len(incoming),
+            incoming_bytes=sum(item.size_bytes for item in incoming),
+        )
+    rows = [_entry_values(tx, item, name) for item, name in zip(items, names, strict=True)]
+    for i, row in enumerate(rows):
+        row["seq"] = tx.seq + 1 + i
+    statement = insert(entries).returning(entries.c.id, sort_by_parameter_order=True)
+    row_ids = list(tx.connection.execute(statement, rows).scalars())
+    tx.record(Operation.UPSERT, row_ids)
+    _insert_contents(tx, items, row_ids)
+    for category_id in sorted({item.category_id for item in items}):
+        sizes = [item.size_bytes for item in items if item.category_id == category_id]
+        tx.count(category_id, entry_count=len(sizes), size_bytes=sum(sizes))
+    answers = [
+        StoredEntry(
+            name=row["name"],
+            seq=row["seq"],
+            create_ms=row["create_ms"],
+            expire_ms=row["expire_ms"],
+            evicted_count=evicted if i == 0 else 0,
+        )
+        for i, row in enumerate(rows)
+    ]
+    _keep_answers(tx, items, answers)
+    return answers
+
+
+def _replaced_rows(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[int]:
+    """Rows that the items take the place of: named ones, and the same fingerprint in the same category."""
+    replaced = [item.replace_name for item in items if item.replace_name]
+    found = (
+        set(select_rows(tx.connection, tx.cache_id, Selection(names=tuple(replaced)))) if replaced else set()
+    )
+    wanted: dict[int, list[bytes]] = {}
+    for item in items:
+        if item.fingerprint is not None:
+            key = fingerprint_key(item.scope, item.fingerprint)
+            wanted.setdefault(item.category_id, []).append(key)
+    for category_id, keys in wanted.items():
+        query = select(entries.c.id).where(
+            entries.c.category_id == category_id, entries.c.fingerprint_key.in_(keys)
+        )
+        found.update(tx.connection.execute(query).scalars())
+    return sorted(found)
+
+
+def _check_names_free(tx: CacheTransaction, names: Sequence[str]) -> None:
+    query = select(entries.c.name).where(entries.c.cache_id == tx.cache_id, entries.c.name.in_(names))
+    taken = tx.connection.execute(query).scalars().first()
+    if taken is not None:
+        raise AlreadyExistsError(
+            f"{child_name(tx.cache, 'entries', taken)} exists already",
+            reason="ENTRY_EXISTS",
+            entry=taken,
+        )
+
+
+def _entry_values(tx: CacheTransaction, item: NewEntry, name: str) -> dict[str, Any]:
+    lifetime = expiration.lifetime(item, tx.category(item.category_id).policy, now_ms=tx.now_ms)
+    key = None if item.fingerprint is None else fingerprint_key(item.scope, item.fingerprint)
+    return {
+        "cache_id": tx.cache_id,
+        "category_id": item.category_id,
+        "name": name,
+        "scope": item.scope,
+        "fingerprint_key": key,
+        "fingerprint": item.fingerprint,
+        "text": item.text,
+        "labels": list(item.labels),
+        "has_labels": bool(item.labels),
+        "source": item.source,
+        "modality": item.modality,
+        "embedder_id": item.embedder_id,
+        "vector": item.vector.tobytes(),
+        "code": item.coding.code if item.coding else None,
+        "label_code": item.coding.label_code if item.coding else None,
+        "encoder_id": item.coding.encoder_id if item.coding else None,
+        "ttl_ms": lifetime.ttl_ms,
+        "ttl_mode": lifetime.ttl_mode,
+        "create_ms": lifetime.create_ms,
+        "expire_ms": lifetime.expire_ms,
+        "access_ms": lifetime.create_ms,
+        "access_count": 0,
+        "size_bytes": item.size_bytes,
+    }
+
+
+def _insert_contents(tx: CacheTransaction, items: Sequence[NewEntry], row_ids: Sequence[int]) -> None:
+    tx.connection.execute(
+        insert(responses),
+        [
+            {"entry_id": row_id, "body": item.response, "content_type": item.content_type}
+            for item, row_id in zip(items, row_ids, strict=True)
+        ],
+    )
+    tagged = [
+        {"entry_id": row_id, "tag": tag, "cache_id": tx.cache_id}
+        for item, row_id in zip(items, row_ids, strict=True)
+        for tag in sorted(set(item.tags))
+    ]
+    if tagged:
+        tx.connection.execute(insert(entry_tags), tagged)
+
+
+def _keep_answers(tx: CacheTransaction, items: Sequence[NewEntry], answers: Sequence[StoredEntry]) -> None:
+    kept = [
+        {
+            "cache_id": tx.cache_id,
+            "request_id": item.request_id,
+            "digest": item.request_digest,
+            "answer": {
+                "name": answer.name,
+                "seq": answer.seq,
+                "create_ms": answer.create_ms,
+                "expire_ms": answer.expire_ms,
+                "evicted_count": answer.evicted_count,
+            },
+            "create_ms": tx.now_ms,
+        }
+        for item, answer in zip(items, answers, strict=True)
+        if item.request_id
+    ]
+    if kept:
+        tx.connection.execute(insert(requests), kept)

@@ -1,0 +1,104 @@
+"""The worker: takes queued jobs, and queues an update where enough new labelled rows are stored."""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sqlalchemy import Connection, Engine, select
+
+from hashing.errors import HashingError
+from service import jobs
+from service.config import Config
+from service.database import reading, writing
+from service.errors import ServiceError, StoreUnavailableError
+from service.learning import UpdateOutcome, count_unlearned, run_update
+from service.records import JobRecord
+from service.rows import read_caches
+from service.tables import caches
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker process. Several may run: a job is one worker's while its lease holds."""
+
+    def __init__(self, engine: Engine, config: Config, *, clock: Callable[[], int]) -> None:
+        self._engine = engine
+        self._config = config
+        self._clock = clock
+        self._lease_ms = int(config.update.lease_seconds * 1000)
+        self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+    def run(self, stopped: threading.Event) -> None:
+        """Work until `stopped`. An unreachable database is waited for."""
+        while not stopped.is_set():
+            try:
+                self.enqueue_due()
+                while not stopped.is_set() and self.run_one():
+                    pass
+            except StoreUnavailableError as error:
+                logger.error("the store cannot be reached: %s", error)
+            stopped.wait(self._config.update.poll_seconds)
+
+    def enqueue_due(self) -> int:
+        """Queue an update for each cache with enough new labelled rows; return how many are queued."""
+        due = []
+        with reading(self._engine) as connection:
+            for cache in read_caches(connection):
+                if count_unlearned(connection, cache) >= self._config.update.min_labelled_rows:
+                    due.append(cache.id)
+        for cache_id in due:
+            with writing(self._engine) as connection:
+                jobs.enqueue(connection, cache_id, kind=jobs.UPDATE, now_ms=self._clock())
+        return len(due)
+
+    def run_one(self) -> bool:
+        """Run one job; False where none waits."""
+        with writing(self._engine) as connection:
+            job = jobs.lease(connection, owner=self._owner, now_ms=self._clock(), lease_ms=self._lease_ms)
+            if job is None:
+                return False
+            cache = connection.execute(select(caches.c.name).where(caches.c.id == job.cache_id)).scalar_one()
+        logger.info("job %s: %s of %s", job.name, job.kind, cache)
+        try:
+            outcome = self._update(job, cache)
+            logger.info("job %s: %s", job.name, "activated" if outcome.accepted else outcome.reasons)
+        except jobs.LeaseLostError as error:
+            logger.warning("%s", error)
+        except StoreUnavailableError:
+            raise
+        except (ServiceError, HashingError) as error:
+            logger.error("job %s failed: %s", job.name, error)
+            self._fail(job, str(error))
+        return True
+
+    def _update(self, job: JobRecord, cache: str) -> UpdateOutcome:
+        def heartbeat() -> None:
+            with writing(self._engine) as connection:
+                jobs.extend_lease(connection, job, now_ms=self._clock(), lease_ms=self._lease_ms)
+
+        def conclude(connection: Connection, outcome: UpdateOutcome) -> None:
+            report = json.dumps(asdict(outcome))
+            jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
+
+        return run_update(
+            self._engine,
+            cache,
+            config=self._config.update,
+            max_live_encoders=self._config.search.max_live_encoders,
+            clock=self._clock,
+            heartbeat=heartbeat,
+            conclude=conclude,
+        )
+
+    def _fail(self, job: JobRecord, error: str) -> None:
+        try:
+            with writing(self._engine) as connection:
+                jobs.finish(connection, job, state=jobs.FAILED, error=error, now_ms=self._clock())
+        except jobs.LeaseLostError as lost:
+            logger.warning("%s", lost)
