@@ -1,0 +1,113 @@
+"""Build a generation of a cache's index, from the store or from a file that is loaded into it first.
+
+A file is .npy (embeddings only), .npz, .jsonl or .parquet with `embeddings` (.npz) or `embedding`, and any
+of the columns id, category, text, response, labels, tags, source, scope. Rows without an id get
+"row-<number>". A row whose id is stored already is skipped, so a build that was interrupted can be run again.
+The cache and its categories are created where they do not exist. A running server opens the new generation
+within a second.
+
+Examples:
+  nearhit build --cache faq
+  nearhit build --cache questions --input questions.npz --train
+  nearhit build --cache intents --input intents.npz --rename intent=labels --category queries
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from hashing.config import EncoderConfig
+from scripts.arguments import ProgressBars, add_config, add_json, print_result, read_config
+from scripts.load_rows import load_file
+from service.application import clock_ms
+from service.database import check_schema, migrate, open_engine, reading, writing
+from service.generations import build_index
+from service.learning import train_from_store
+from service.registry import activate_encoder
+from service.rows import read_cache
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_config(parser)
+    add_json(parser)
+    parser.add_argument("--cache", required=True)
+    parser.add_argument("--input", type=Path, metavar="FILE", help="rows to load first")
+    parser.add_argument("--category", default="default", help="of rows that name none (default %(default)s)")
+    parser.add_argument("--rename", action="append", default=[], metavar="COLUMN=NAME", help="repeatable")
+    parser.add_argument("--texts", type=Path, metavar="FILE.txt", help="line i is the text of row i")
+    parser.add_argument("--embedder-id", default="", help="model that made the embeddings, for a new cache")
+    parser.add_argument("--code-bits", type=int, default=256, help="for a new cache (default %(default)s)")
+    parser.add_argument("--label-bits", type=int, default=64, help="for a new cache (default %(default)s)")
+    parser.add_argument(
+        "--train", action="store_true", help="train and activate an encoder where there is none"
+    )
+    parser.add_argument("--graph", action="store_true", help="write a float graph (HNSW) per segment")
+    parser.add_argument(
+        "--reencode",
+        action="store_true",
+        help="recode all entries with the active encoder, not only new ones",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        default=2.0,
+        metavar="GIB",
+        help="rows held at once (default %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build."""
+    config = read_config(arguments)
+    engine = open_engine(config.store)
+    started = time.perf_counter()
+    progress = ProgressBars(silent=arguments.json)
+    loaded = None
+    if arguments.input is not None:
+        migrate(engine)
+        loaded = load_file(engine, arguments, progress=progress)
+    check_schema(engine)
+    with reading(engine) as connection:
+        cache = read_cache(connection, arguments.cache)
+    if arguments.train and cache.active_encoder_id is None:
+        encoder = train_from_store(
+            engine,
+            arguments.cache,
+            config=EncoderConfig(code_bits=cache.code_bits, label_bits=cache.label_bits),
+            modality=next(iter(cache.modalities)),
+            progress=progress,
+            now_ms=clock_ms(),
+        )
+        with writing(engine) as connection:
+            activate_encoder(
+                connection,
+                cache.id,
+                encoder.encoder_id,
+                max_live_encoders=config.search.max_live_encoders,
+            )
+    built = build_index(
+        engine,
+        arguments.cache,
+        search=config.search,
+        data_dir=config.store.data_dir,
+        with_graph=arguments.graph,
+        reencode=arguments.reencode,
+        memory_limit_bytes=int(arguments.memory_limit * 2**30),
+        progress=progress,
+        now_ms=clock_ms(),
+    )
+    progress.close()
+    print_result(
+        {
+            "generation": built.report.generation,
+            "rows": built.report.row_count,
+            "segments": built.report.segment_count,
+            "rows_loaded": loaded,
+            "rows_coded": built.coded_count,
+            "watermark": built.watermark,
+            "seconds": round(time.perf_counter() - started, 2),
+        },
+        as_json=arguments.json,
+    )
+    return 0

@@ -1,0 +1,74 @@
+"""Train an encoder on what a cache holds.
+
+Without labels it learns instance codes (ITQ, or a random rotation as baseline); entries that carry labels
+also teach it label codes for class retrieval. The encoder becomes a candidate; --activate makes it the one
+that codes new entries and queries. Entries stored before get their codes from `nearhit build`.
+"""
+
+import argparse
+
+from hashing.config import EncoderConfig
+from scripts.arguments import ProgressBars, add_config, add_json, print_result, read_config
+from service.application import clock_ms
+from service.database import check_schema, open_engine, reading, writing
+from service.learning import train_from_store
+from service.registry import activate_encoder
+from service.rows import read_cache
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_config(parser)
+    add_json(parser)
+    parser.add_argument("--cache", required=True)
+    parser.add_argument("--method", choices=("itq", "rotation"), default="itq", help="default %(default)s")
+    parser.add_argument("--modality", default="text", help="default %(default)s")
+    parser.add_argument("--iterations", type=int, default=50, help="of ITQ (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--activate", action="store_true", help="use it at once")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train."""
+    config = read_config(arguments)
+    engine = open_engine(config.store)
+    check_schema(engine)
+    with reading(engine) as connection:
+        cache = read_cache(connection, arguments.cache)
+    progress = ProgressBars(silent=arguments.json)
+    encoder = train_from_store(
+        engine,
+        arguments.cache,
+        config=EncoderConfig(
+            method=arguments.method,
+            code_bits=cache.code_bits,
+            label_bits=cache.label_bits,
+            itq_iterations=arguments.iterations,
+            seed=arguments.seed,
+        ),
+        modality=arguments.modality,
+        progress=progress,
+        now_ms=clock_ms(),
+    )
+    progress.close()
+    if arguments.activate:
+        with writing(engine) as connection:
+            encoder = activate_encoder(
+                connection,
+                cache.id,
+                encoder.encoder_id,
+                max_live_encoders=config.search.max_live_encoders,
+            )
+    figures = {name: round(value, 4) for name, value in sorted(encoder.metrics.items())}
+    print_result(
+        {
+            "encoder": encoder.encoder_id,
+            "state": encoder.state,
+            "code_bits": cache.code_bits,
+            "label_bits": encoder.label_bits,
+            "classes": encoder.class_count,
+            **figures,
+        },
+        as_json=arguments.json,
+    )
+    return 0
