@@ -1,0 +1,87 @@
+"""What is asked of an index and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.planner import SearchPath
+from index.rows import Rows, SegmentKey
+
+Partition = tuple[int, str]  # (category_id, modality)
+
+
+def _no_ids() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Changes:
+    """One step of the change feed, applied in the order of the fields.
+
+    seq: of the last change in it. upserts: rows per segment key, in order; a later one of the same id wins.
+    expire_ids, expire_times: int64 [m], new expire times in milliseconds; unknown and deleted ids are
+    ignored.
+    deleted_ids: int64 [m]; unknown ids are ignored; an id both upserted and deleted ends deleted.
+    """
+
+    seq: int
+    upserts: tuple[tuple[SegmentKey, Rows], ...] = ()
+    expire_ids: NDArray[np.int64] = field(default_factory=_no_ids)
+    expire_times: NDArray[np.int64] = field(default_factory=_no_ids)
+    deleted_ids: NDArray[np.int64] = field(default_factory=_no_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SearchRequest:
+    """A search over some partitions.
+
+    partitions: the only rows that are touched. vector: float32 [dim], L2-normalised. codes: the query's code,
+    uint64 [words], per encoder that could make one. k: results at most. now_ms: rows with
+    `now_ms < expire_time` are live. scope: None for any, else a row's scope must equal it. allowed_ids:
+    int64 [m], None for all. threshold: cosine distance, matches above it are dropped. radii: per encoder, the
+    calibrated Hamming radius of the threshold in bits; without one, a scan that had to cut its candidates and
+    found no match is repeated on floats. path: None lets the planner choose.
+    """
+
+    partitions: tuple[Partition, ...]
+    vector: NDArray[np.float32]
+    k: int
+    now_ms: int
+    codes: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
+    scope: int | None = None
+    allowed_ids: NDArray[np.int64] | None = None
+    threshold: float | None = None
+    radii: Mapping[str, int] = field(default_factory=dict)
+    path: SearchPath | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """One live row. `hamming_distance` in bits, None where the query has no code of the row's encoder."""
+
+    entry_id: int
+    category_id: int
+    cosine_distance: float
+    hamming_distance: int | None
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search found.
+
+    matches: ascending by cosine distance, then by entry id. path: the costliest path that any segment took
+    (EXACT over HNSW over SCAN); SCAN when there was nothing to search. candidates_examined: vectors
+    (codes, in a label search) whose distance was computed exactly. generation, applied_seq: what the
+    answer is of, at least; changes that were applied while it ran may show. nearest_distance: of the closest
+    live row that was examined, above the threshold or not; None when there was none.
+    """
+
+    matches: tuple[Match, ...]
+    path: SearchPath
+    candidates_examined: int
+    generation: str | None
+    applied_seq: int
+    nearest_distance: float | None

@@ -1,0 +1,394 @@
+"""The index of one cache: the segments of its partitions, changes and searches."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.codes import padding_is_zero, word_count
+from index.config import IndexConfig
+from index.errors import DimensionError, InvalidRowsError, PathUnavailableError, StaleChangesError
+from index.facts import IndexFacts, partition_facts
+from index.planner import SearchPath, plan, unavailable
+from index.requests import (
+    Changes,
+    Match,
+    Partition,
+    SearchRequest,
+    SearchResult,
+)
+from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
+from index.segment import Fingerprint, GrowingSegment, SealedSegment, Segment
+from index.segment_search import Candidates, search_exact, search_label_codes, search_segment
+
+Viewed = tuple[Segment, SegmentView]
+
+
+class VectorIndex:
+    """All rows of one cache. Nothing is shared between caches, and a search touches only asked partitions.
+
+    One writer at a time (`apply` and `drop_category` take the lock); searches take none: they read one
+    immutable tuple of segments per partition. A search that runs while a row is replaced may see the old row,
+    the new one or neither, never both, and it never returns a row whose deletion had been applied before it
+    began.
+    """
+
+    def __init__(
+        self,
+        config: IndexConfig,
+        *,
+        sealed: Sequence[SealedSegment] = (),
+        generation: str | None = None,
+        watermark: int = 0,
+    ) -> None:
+        """sealed: segments with distinct entry ids; watermark: the last `seq` that they contain.
+
+        Raises: DimensionError when a segment does not fit `config` or another one of its modality.
+        """
+        self.config = config
+        self.generation = generation
+        self._applied_seq = watermark
+        self._lock = threading.Lock()  # guards changes to everything below; readers do not take it
+        self._segments: dict[Partition, tuple[Segment, ...]] = {}
+        self._dims: dict[str, int] = {}
+        self._highest_id = -1
+        for segment in sealed:
+            view = segment.view()
+            self._check_widths(segment.key, self._dims, view)
+            self._dims.setdefault(segment.key.modality, segment.dim)
+            self._add_segment(segment)
+            self._highest_id = max(self._highest_id, int(view.entry_ids.max(initial=-1)))
+
+    @property
+    def applied_seq(self) -> int:
+        """The last `seq` whose changes every new search sees."""
+        return self._applied_seq
+
+    def apply(self, changes: Changes) -> None:
+        """Apply one step of the change feed: upserts, then expire times, then deletions.
+
+        An upsert of an id that exists tombstones its old row, in whichever partition it is. Rows of an
+        encoder that is new to a partition open a growing segment beside the others. Invalid changes are
+        refused whole.
+
+        Raises: StaleChangesError when `seq` is not above `applied_seq` (a follower that gets a step twice
+        drops the second; ignoring it here would also hide a step that came out of order), DimensionError,
+        InvalidRowsError.
+        """
+        with self._lock:
+            if changes.seq <= self._applied_seq:
+                raise StaleChangesError(changes.seq, applied_seq=self._applied_seq)
+            self._check_changes(changes)
+            for key, rows in changes.upserts:
+                self._upsert(key, rows)
+            if changes.expire_ids.size:
+                for segment in self._all_segments():
+                    segment.set_expire_times(changes.expire_ids, changes.expire_times)
+            if changes.deleted_ids.size:
+                for segment in self._all_segments():
+                    segment.tombstone(changes.deleted_ids)
+            self._applied_seq = changes.seq  # last, so that who waits for it sees everything
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """The partitions that have rows, dead ones included."""
+        return tuple(self._segments.copy())
+
+    def encoder_ids(self, partitions: Sequence[Partition]) -> frozenset[str]:
+        """The encoders whose codes rows of these partitions carry: what a query needs codes for."""
+        return frozenset(
+            segment.key.encoder_id
+            for partition in partitions
+            for segment in self._segments.get(partition, ())
+            if segment.key.encoder_id is not None
+        )
+
+    def drop_category(self, category_id: int) -> None:
+        """Forget all partitions of a category; no error when there is none."""
+        with self._lock:
+            for partition in [partition for partition in self._segments if partition[0] == category_id]:
+                del self._segments[partition]
+
+    def find_fingerprint(self, partition: Partition, key: Fingerprint, *, now_ms: int) -> Match | None:
+        """Find the live row with exactly this key, both words; the highest entry id when there are several.
+
+        Its distance is 0 by definition. (0, 0) is no key and matches nothing.
+        """
+        found: Match | None = None
+        if key == (0, 0):
+            return None
+        for segment in self._segments.get(partition, ()):
+            offset = segment.find_fingerprint(key, now_ms=now_ms)
+            if offset is None:
+                continue
+            entry_id = int(segment.view().entry_ids[offset])
+            if found is None or entry_id > found.entry_id:
+                found = Match(
+                    entry_id=entry_id,
+                    category_id=segment.key.category_id,
+                    cosine_distance=0.0,
+                    hamming_distance=None,
+                    payload=segment.payload(offset),
+                )
+        return found
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Search the asked partitions and merge.
+
+        A path asked for is taken by every segment that has it; the planner chooses for the others (new rows
+        have no graph yet). When a threshold is given and no candidate is within it, segments whose candidates
+        cannot prove that are searched again on floats, also when SCAN was asked for; `path` tells.
+
+        Raises: DimensionError, ValueError for k or now_ms out of range, PathUnavailableError when no segment
+        has the asked path.
+        """
+        seq = self._applied_seq
+        self._check_request(request)
+        viewed = self._views(request.partitions)
+        paths = self._plan(viewed, request)
+        found = [
+            search_segment(segment, view, request, path=path, config=self.config)
+            for (segment, view), path in zip(viewed, paths, strict=True)
+        ]
+        threshold = request.threshold
+        if threshold is not None and not any(_any_within(candidates, threshold) for candidates in found):
+            found = [
+                candidates if candidates.proves_miss else search_exact(segment, view, request)
+                for candidates, (segment, view) in zip(found, viewed, strict=True)
+            ]
+        return self._merge(found, k=request.k, now_ms=request.now_ms, threshold=threshold, seq=seq)
+
+    def search_labels(
+        self,
+        *,
+        partitions: Sequence[Partition],
+        values: NDArray[np.float32],
+        k: int,
+        now_ms: int,
+        allowed_ids: NDArray[np.int64] | None = None,
+    ) -> SearchResult:
+        """Retrieve by class: rank rows that have a label code by its distance to a real-valued query.
+
+        values: float32 [label_bits], finite, not all 0. A match's `cosine_distance` is
+        1 - <q, b> / (|q| |b|), b in {-1, +1}, in [0, 2]. Rows of one class tie and are ranked by entry id.
+        Raises: DimensionError, ValueError.
+        """
+        seq = self._applied_seq
+        _check_range(k=k, now_ms=now_ms)
+        if values.dtype != np.float32 or values.shape != (self.config.label_bits,) or not values.size:
+            raise DimensionError(
+                "label values",
+                expected=f"float32 [{self.config.label_bits}]",
+                got=f"{values.dtype} {list(values.shape)}",
+            )
+        if not np.isfinite(values).all() or not values.any():
+            raise ValueError("label values: must be finite and not all 0")
+        found = [
+            search_label_codes(segment, view, values=values, k=k, now_ms=now_ms, allowed_ids=allowed_ids)
+            for segment, view in self._views(partitions)
+        ]
+        return self._merge(found, k=k, now_ms=now_ms, threshold=None, seq=seq)
+
+    def live_ids(self, partition: Partition | None = None) -> NDArray[np.int64]:
+        """List the ids without a tombstone, expired ones included, of one partition or of all.
+
+        Returns int64 [m], ascending.
+        """
+        segments = self._all_segments() if partition is None else list(self._segments.get(partition, ()))
+        views = [segment.view() for segment in segments]
+        parts = [view.entry_ids[view.expire_times != TOMBSTONE] for view in views]
+        return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+
+    def segment_views(self) -> list[tuple[SegmentKey, SegmentView]]:
+        """Every segment's rows as they are now, for comparison with the store."""
+        return [(segment.key, segment.view()) for segment in self._all_segments()]
+
+    def facts(self) -> IndexFacts:
+        """Count rows, tombstones and bytes per partition; O(rows)."""
+        partitions = sorted(self._segments.copy().items())
+        return IndexFacts(
+            generation=self.generation,
+            applied_seq=self._applied_seq,
+            partitions=tuple(partition_facts(partition, segments) for partition, segments in partitions),
+        )
+
+    def _all_segments(self) -> list[Segment]:
+        return [segment for segments in self._segments.copy().values() for segment in segments]
+
+    def _views(self, partitions: Sequence[Partition]) -> list[Viewed]:
+        """Each asked partition once, however often it is named; segments without rows are left out."""
+        segments = [
+            segment
+            for partition in dict.fromkeys(partitions)
+            for segment in self._segments.get(partition, ())
+        ]
+        viewed = [(segment, segment.view()) for segment in segments]
+        return [(segment, view) for segment, view in viewed if view.row_count]
+
+    def _plan(self, viewed: Sequence[Viewed], request: SearchRequest) -> list[SearchPath]:
+        totals: dict[Partition, int] = {}
+        for segment, view in viewed:
+            partition = segment.key.partition
+            totals[partition] = totals.get(partition, 0) + view.row_count
+        paths: list[SearchPath] = []
+        reasons: list[str | None] = []
+        for segment, view in viewed:
+            has_codes = view.codes is not None
+            has_query_code = segment.key.encoder_id in request.codes
+            has_graph = segment.graph is not None
+            reason = None
+            if request.path is not None:
+                reason = unavailable(
+                    request.path, has_codes=has_codes, has_query_code=has_query_code, has_graph=has_graph
+                )
+            reasons.append(reason)
+            path = plan(
+                request.path if reason is None else None,
+                row_count=view.row_count,
+                partition_row_count=totals[segment.key.partition],
+                has_codes=has_codes,
+                has_query_code=has_query_code,
+                has_graph=has_graph,
+                allowed_count=None if request.allowed_ids is None else request.allowed_ids.size,
+                config=self.config,
+            )
+            paths.append(path)
+        if request.path is not None and reasons and None not in reasons:
+            named = sorted({reason for reason in reasons if reason is not None})
+            raise PathUnavailableError(request.path.value, "; ".join(named))
+        return paths
+
+    def _merge(
+        self, found: Sequence[Candidates], *, k: int, now_ms: int, threshold: float | None, seq: int
+    ) -> SearchResult:
+        # Look at the expire times once more: a row that was replaced meanwhile drops out, so that it is never
+        # returned beside its successor, whose view was taken after the old row had died.
+        kept = [
+            np.flatnonzero(now_ms < candidates.segment.view().expire_times[candidates.offsets])
+            for candidates in found
+        ]
+        pairs = list(zip(found, kept, strict=True))
+        counts = [positions.size for positions in kept]
+        source = np.repeat(np.arange(len(found)), counts)
+        position = np.concatenate([np.empty(0, dtype=np.int64), *kept])
+        # In float64 against the threshold: in float32 a distance just above it would pass.
+        distances = np.concatenate(
+            [np.empty(0), *(part.cosine_distances[rows].astype(np.float64) for part, rows in pairs)]
+        )
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *(part.entry_ids[rows] for part, rows in pairs)])
+        order = np.lexsort((ids, distances))
+        if threshold is not None:
+            order = order[distances[order] <= threshold]
+        return SearchResult(
+            matches=tuple(_match(found[source[row]], int(position[row])) for row in order[:k].tolist()),
+            path=max((part.path for part in found), key=lambda path: path.cost, default=SearchPath.SCAN),
+            candidates_examined=sum(part.examined_count for part in found),
+            generation=self.generation,
+            applied_seq=seq,
+            nearest_distance=float(distances.min()) if distances.size else None,
+        )
+
+    def _upsert(self, key: SegmentKey, rows: Rows) -> None:
+        if not len(rows):
+            return
+        # The store's ids ascend, so new entries are above all known ones and need no look-up.
+        known = rows.entry_ids[rows.entry_ids <= self._highest_id]
+        if known.size:
+            for segment in self._all_segments():
+                segment.tombstone(known)
+        self._highest_id = max(self._highest_id, int(rows.entry_ids.max()))
+        self._dims.setdefault(key.modality, rows.dim)
+        for segment in self._segments.get(key.partition, ()):
+            if isinstance(segment, GrowingSegment) and segment.key == key:
+                segment.append(rows)
+                return
+        opened = GrowingSegment(
+            key,
+            dim=rows.dim,
+            code_words=word_count(self.config.code_bits),
+            label_words=word_count(self.config.label_bits),
+        )
+        opened.append(rows)
+        self._add_segment(opened)
+
+    def _add_segment(self, segment: Segment) -> None:
+        partition = segment.key.partition
+        self._segments[partition] = (*self._segments.get(partition, ()), segment)
+
+    def _check_changes(self, changes: Changes) -> None:
+        dims = dict(self._dims)
+        for key, rows in changes.upserts:
+            self._check_widths(key, dims, rows)
+            dims.setdefault(key.modality, rows.dim)
+            if not np.isfinite(rows.vectors).all():
+                raise InvalidRowsError(f"{key}: vectors must be finite")
+            if len(rows) and rows.entry_ids.min() < 0:
+                raise InvalidRowsError(f"{key}: entry ids must not be negative")
+            for codes, bit_count in (
+                (rows.codes, self.config.code_bits),
+                (rows.label_codes, self.config.label_bits),
+            ):
+                if codes is not None and not padding_is_zero(codes, bit_count=bit_count):
+                    raise InvalidRowsError(f"{key}: bits set beyond bit {bit_count} of a code")
+        if changes.expire_ids.shape != changes.expire_times.shape:
+            raise DimensionError(
+                "expire_times", expected=f"[{changes.expire_ids.size}]", got=f"[{changes.expire_times.size}]"
+            )
+        if changes.expire_times.size and changes.expire_times.min() <= TOMBSTONE:
+            raise InvalidRowsError("expire_times: must be over 0")
+
+    def _check_widths(self, key: SegmentKey, dims: dict[str, int], columns: Rows | SegmentView) -> None:
+        dim = columns.vectors.shape[1]
+        expected_dim = dims.get(key.modality, dim)
+        if dim != expected_dim:
+            raise DimensionError(f"vectors of {key}", expected=f"[n, {expected_dim}]", got=f"[n, {dim}]")
+        if (columns.codes is None) != (key.encoder_id is None):
+            raise InvalidRowsError(f"{key}: rows have codes if and only if they have an encoder")
+        words = word_count(self.config.code_bits)
+        if columns.codes is not None and columns.codes.shape[1] != words:
+            raise DimensionError(
+                f"codes of {key}", expected=f"[n, {words}]", got=f"{list(columns.codes.shape)}"
+            )
+        label_words = word_count(self.config.label_bits)
+        if columns.label_codes.shape[1] != label_words:
+            got = f"{list(columns.label_codes.shape)}"
+            raise DimensionError(f"label codes of {key}", expected=f"[n, {label_words}]", got=got)
+
+    def _check_request(self, request: SearchRequest) -> None:
+        _check_range(k=request.k, now_ms=request.now_ms)
+        vector = request.vector
+        for _, modality in request.partitions:
+            dim = self._dims.get(modality, vector.size)
+            if vector.dtype != np.float32 or vector.shape != (dim,):
+                got = f"{vector.dtype} {list(vector.shape)}"
+                raise DimensionError(f"query vector for {modality}", expected=f"float32 [{dim}]", got=got)
+        if not np.isfinite(vector).all():
+            raise ValueError("query vector: must be finite")
+        words = word_count(self.config.code_bits)
+        for encoder_id, code in request.codes.items():
+            if code.dtype != np.uint64 or code.shape != (words,):
+                got = f"{code.dtype} {list(code.shape)}"
+                raise DimensionError(f"query code of {encoder_id}", expected=f"uint64 [{words}]", got=got)
+
+
+def _check_range(*, k: int, now_ms: int) -> None:
+    if k < 1:
+        raise ValueError(f"k: must be at least 1, is {k}")
+    if now_ms < 0:
+        raise ValueError(f"now_ms: must be at least 0, is {now_ms}")
+
+
+def _any_within(candidates: Candidates, threshold: float) -> bool:
+    return bool(np.any(candidates.cosine_distances.astype(np.float64) <= threshold))
+
+
+def _match(candidates: Candidates, position: int) -> Match:
+    hamming = candidates.hamming_distances
+    return Match(
+        entry_id=int(candidates.entry_ids[position]),
+        category_id=candidates.segment.key.category_id,
+        cosine_distance=float(candidates.cosine_distances[position]),
+        hamming_distance=None if hamming is None else int(hamming[position]),
+        payload=candidates.segment.payload(int(candidates.offsets[position])),
+    )

@@ -1,0 +1,123 @@
+"""Rows, queries and brute-force oracles for the tests of the index."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index import (
+    NEVER,
+    Changes,
+    IndexConfig,
+    Rows,
+    SealedSegment,
+    SearchRequest,
+    SegmentKey,
+    VectorGraph,
+    VectorIndex,
+    pack,
+)
+
+DIM = 12
+CODE_BITS = 70  # two words, 58 padding bits
+LABEL_BITS = 64
+ENCODER = "encoder-a"
+KEY = SegmentKey(category_id=1, modality="text", encoder_id=ENCODER)
+TEXT = KEY.partition
+NOW = 1_000  # ms
+CONFIG = IndexConfig(code_bits=CODE_BITS, label_bits=LABEL_BITS)
+_PROJECTION = np.random.default_rng(99).standard_normal((DIM, CODE_BITS))
+
+
+def unit_vectors(count: int, *, seed: int, dim: int = DIM) -> NDArray[np.float32]:
+    """float32 [count, dim] of norm 1."""
+    vectors = np.random.default_rng(seed).standard_normal((count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def encode(vectors: NDArray[Any]) -> NDArray[np.uint64]:
+    """Random hyperplanes: uint64 [n, 2]."""
+    return pack(vectors.astype(np.float64) @ _PROJECTION > 0)
+
+
+def make_rows(
+    ids: Iterable[int], *, seed: int = 0, with_codes: bool = True, with_labels: bool = True, **columns: Any
+) -> Rows:
+    """Rows with random vectors; each payload names its id. Keywords replace columns."""
+    entry_ids = np.array(list(ids), dtype=np.int64)
+    count = entry_ids.size
+    rng = np.random.default_rng(seed)
+    vectors = columns.get("vectors", unit_vectors(count, seed=seed).astype(np.float16))
+    defaults: dict[str, Any] = {
+        "entry_ids": entry_ids,
+        "vectors": vectors,
+        "codes": encode(vectors) if with_codes and "codes" not in columns else None,
+        "label_codes": pack(rng.random((4, LABEL_BITS)) > 0.5)[rng.integers(0, 4, count)],
+        "label_mask": rng.random(count) > 0.5 if with_labels else np.zeros(count, dtype=np.bool_),
+        "scopes": np.zeros(count, dtype=np.uint64),
+        "fingerprints": np.zeros((count, 2), dtype=np.uint64),
+        "expire_times": np.full(count, NEVER, dtype=np.int64),
+        "payloads": [f"payload of {entry_id}".encode() for entry_id in entry_ids.tolist()],
+    }
+    return Rows(**(defaults | columns))
+
+
+def exact_distances(vectors: NDArray[Any], query: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine distances in float64."""
+    stored = vectors.astype(np.float64)
+    stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+    return 1 - stored @ (query.astype(np.float64) / np.linalg.norm(query.astype(np.float64)))
+
+
+def nearest_ids(
+    ids: NDArray[np.int64], distances: NDArray[np.float64], *, k: int, live: NDArray[np.bool_]
+) -> list[int]:
+    """Ids of the k nearest live rows, by distance, then id."""
+    ranked: Sequence[tuple[float, int]] = sorted(
+        zip(distances[live].tolist(), ids[live].tolist(), strict=True)
+    )
+    return [entry_id for _, entry_id in ranked[:k]]
+
+
+def config(**changes):
+    return IndexConfig(**({"code_bits": CODE_BITS, "label_bits": LABEL_BITS} | changes))
+
+
+def varied_rows(count, *, seed=0, first_id=0, **columns):
+    """Rows of three scopes, a third of which has expired at NOW."""
+    rng = np.random.default_rng(seed)
+    expire_times = rng.choice([NOW, NOW + 1, 2**40], count)
+    scopes = rng.integers(0, 3, count).astype(np.uint64)
+    ids = range(first_id, first_id + count)
+    return make_rows(ids, seed=seed, expire_times=expire_times, scopes=scopes, **columns)
+
+
+def index_of(*upserts, settings=CONFIG, seq=1, **changes):
+    index = VectorIndex(settings)
+    index.apply(Changes(seq=seq, upserts=upserts, **changes))
+    return index
+
+
+def sealed(rows, *, key=KEY, with_graph=False):
+    graph = VectorGraph.build(rows.vectors, seed=1) if with_graph else None
+    return SealedSegment(key, rows, graph=graph)
+
+
+def request(query, **changes):
+    usual = {
+        "partitions": (TEXT,),
+        "vector": query,
+        "codes": {ENCODER: encode(query[None])[0]},
+        "k": 5,
+        "now_ms": NOW,
+    }
+    return SearchRequest(**(usual | changes))
+
+
+def ids_of(result):
+    return [match.entry_id for match in result.matches]
+
+
+def int64(*values):
+    return np.array(values, dtype=np.int64)
