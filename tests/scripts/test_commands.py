@@ -1,0 +1,184 @@
+"""Every command through its own door."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scripts.__main__ import COMMANDS
+from scripts.server_process import ServerProcess
+from service.config import load_config
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Answer = Callable[["subprocess.CompletedProcess[str]"], dict[str, Any]]
+Served = tuple[ServerProcess, str]
+
+
+def write_rows(path: Path, embeddings: NDArray[np.float32], *, labelled: bool = False) -> Path:
+    """Rows as .jsonl, with the cluster as label where asked for."""
+    with path.open("w") as file:
+        for number, embedding in enumerate(embeddings):
+            row: dict[str, Any] = {
+                "id": f"q{number}",
+                "embedding": embedding.tolist(),
+                "response": f"r{number}",
+            }
+            if labelled:
+                row["labels"] = [f"cluster{number % 4}"]
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def test_help_names_every_command(nearhit: Run) -> None:
+    printed = nearhit("--help").stdout
+    assert [name for name in COMMANDS if name not in printed] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(nearhit: Run, command: str) -> None:
+    assert "usage: nearhit " + command in nearhit(command, "--help").stdout
+
+
+def test_printed_configuration_is_read_back(nearhit: Run, tmp_path: Path) -> None:
+    printed = nearhit("serve", "--print-config").stdout
+    (tmp_path / "again.toml").write_text(printed)
+    assert load_config(tmp_path / "again.toml", environment={}).store.data_dir == str(tmp_path)
+
+
+def test_unreadable_configuration_is_named(nearhit: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[server\n")
+    done = nearhit("migrate", "--config", str(tmp_path / "bad.toml"), status=1)
+    assert "bad.toml: is not TOML" in done.stderr
+
+
+def test_serve_without_schema_says_migrate(nearhit: Run) -> None:
+    assert "run `nearhit migrate`" in nearhit("serve", status=1).stderr
+
+
+def test_create_store_lookup_search(served: Served, nearhit: Run, answer: Answer, tmp_path: Path) -> None:
+    _, address = served
+    np.save(tmp_path / "q.npy", np.eye(8, dtype=np.float32))
+    question = ("--embedding", str(tmp_path / "q.npy"), "--address", address, "--json")
+    nearhit("create", "faq", "--dim", "8", "--category", "billing", "--ttl", "60", "--address", address)
+    nearhit("store", "faq", "billing", *question, "--response", "yes", "--entry", "e1", "--label", "x")
+    hit = answer(nearhit("lookup", "faq", "billing", *question))
+    assert (hit["outcome"], hit["response"], hit["entry"]) == ("hit", "yes", "caches/faq/entries/e1")
+    miss = answer(nearhit("lookup", "faq", "billing", *question, "--row", "1", status=3))
+    assert (miss["outcome"], miss["reason"], miss["distance"]) == ("miss", "beyond_threshold", 1.0)
+    found = answer(nearhit("search", "faq", *question))
+    assert [(row["entry"], row["labels"]) for row in found["results"]] == [("e1", ["x"])]
+
+
+def test_refused_call_is_told_with_its_status(served: Served, nearhit: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", np.eye(8, dtype=np.float32))
+    done = nearhit(
+        "lookup", "no", "such", "--embedding", str(tmp_path / "q.npy"), "--address", served[1], status=1
+    )
+    assert "NOT_FOUND: caches/no does not exist" in done.stderr
+
+
+def test_build_is_opened_by_the_running_server(
+    served: Served, nearhit: Run, answer: Answer, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    server, address = served
+    rows = write_rows(tmp_path / "rows.jsonl", embeddings)
+    built = answer(nearhit("build", "--cache", "faq", "--input", str(rows), "--train", "--json"))
+    assert (built["rows"], built["rows_loaded"], built["rows_coded"]) == (120, 120, 120)
+    np.save(tmp_path / "q.npy", embeddings[7])
+    for _ in range(200):
+        found = answer(
+            nearhit("search", "faq", "--embedding", str(tmp_path / "q.npy"), "--address", address, "--json")
+        )
+        if found["path"] == "scan":
+            break
+    assert found["results"][0]["entry"] == "q7"
+    assert server.client.search("faq", embedding=embeddings[7]).generation == built["generation"]
+
+
+def test_interrupted_load_goes_on_where_it_was(
+    nearhit: Run, answer: Answer, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    nearhit("build", "--cache", "faq", "--input", str(write_rows(tmp_path / "some.jsonl", embeddings[:50])))
+    rows = write_rows(tmp_path / "all.jsonl", embeddings)
+    again = answer(nearhit("build", "--cache", "faq", "--input", str(rows), "--json"))
+    assert (again["rows_loaded"], again["rows"]) == (70, 120)
+    nearhit("check")
+
+
+def test_train_update_and_worker_learn_labels(
+    nearhit: Run, answer: Answer, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    first = write_rows(tmp_path / "first.jsonl", embeddings[:60])
+    nearhit("build", "--cache", "faq", "--input", str(first))
+    trained = answer(nearhit("train", "--cache", "faq", "--activate", "--json"))
+    assert (trained["state"], trained["label_bits"]) == ("active", 0)
+    assert answer(nearhit("update", "--cache", "faq", "--json", status=3))["encoder_id"] is None
+    labelled = write_rows(tmp_path / "labelled.jsonl", embeddings, labelled=True)
+    nearhit("build", "--cache", "faq", "--input", str(labelled))
+    updated = answer(nearhit("update", "--cache", "faq", "--json"))
+    assert updated["accepted"]
+    assert sorted(updated["new_labels"]) == [f"cluster{number}" for number in range(4)]
+    assert updated["stored_bits_changed"] == 0
+    nearhit("worker", "--once")
+    nearhit("check")
+
+
+def test_check_names_what_is_broken(nearhit: Run, embeddings: NDArray[np.float32], tmp_path: Path) -> None:
+    nearhit("build", "--cache", "faq", "--input", str(write_rows(tmp_path / "rows.jsonl", embeddings)))
+    (segment,) = (tmp_path / "index").rglob("*.segment")
+    content = bytearray(segment.read_bytes())
+    content[-1] ^= 1
+    segment.write_bytes(content)
+    assert segment.name in nearhit("check", status=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.txt", "", "not one of .npy, .npz, .jsonl, .parquet"),
+        ("rows.jsonl", "", "no rows"),
+        ("rows.jsonl", "{", "line 1 is not JSON"),
+        ("rows.jsonl", "[]", "line 1 is not an object"),
+        ("rows.jsonl", '{"text": "a"}', "no `embedding`"),
+        ("rows.jsonl", '{"embedding": [1, 2]}\n{"embedding": [1]}', "no embeddings of one length"),
+        (
+            "rows.jsonl",
+            '{"embedding": [1, 2]}\n{"embedding": [0, 0]}',
+            "row 1: the embedding is a zero vector",
+        ),
+        ("rows.jsonl", '{"embedding": [1, NaN]}', "row 0: the embedding holds NaN or infinity"),
+        ("rows.jsonl", '{"embedding": [1, 2], "id": "a/b"}', "id: 'a/b' is not an id"),
+        ("rows.npy", "no array", "rows.npy"),
+    ],
+)
+def test_bad_file_is_refused_with_its_place(
+    nearhit: Run, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    done = nearhit("build", "--cache", "faq", "--input", str(tmp_path / name), status=1)
+    assert message in done.stderr
+
+
+def test_parquet_npz_and_npy_give_the_same_rows(
+    nearhit: Run, answer: Answer, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="needs the extra train")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"question {number}" for number in range(len(embeddings))]
+    parquet.write_table(
+        arrow.table({"embedding": embeddings.tolist(), "text": texts}), tmp_path / "rows.parquet"
+    )
+    np.savez(tmp_path / "rows.npz", embeddings=embeddings, text=texts)
+    np.save(tmp_path / "rows.npy", embeddings)
+    (tmp_path / "rows.txt").write_text("\n".join(texts))
+    for name in ("rows.parquet", "rows.npz", "rows.npy"):
+        extra = ("--texts", str(tmp_path / "rows.txt")) if name == "rows.npy" else ()
+        cache = name.replace(".", "-")
+        nearhit("build", "--cache", cache, "--input", str(tmp_path / name), *extra)
+        done = answer(nearhit("check", "--cache", cache, "--json"))
+        assert (done["entry_count"], done["problems"]) == (120, [])
