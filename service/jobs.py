@@ -9,7 +9,7 @@ from service.errors import NotFoundError, PreconditionError
 from service.keys import child_name
 from service.records import CacheRecord, JobRecord
 from service.rows import read_jobs
-from service.tables import jobs
+from service.tables import caches, jobs
 
 UPDATE = "update"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
@@ -21,6 +21,7 @@ class LeaseLostError(Exception):
 
 def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> JobRecord:
     """Queue a job; one of its kind that is queued already is returned instead."""
+    connection.execute(select(caches.c.id).where(caches.c.id == cache_id).with_for_update())
     waiting = select(jobs).where(jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state == QUEUED)
     found = connection.execute(waiting).first()
     if found is not None:

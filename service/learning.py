@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
 
 from hashing.analytic import LabelState
 from hashing.checkpoint import dump_state, load_encoder, load_state
@@ -125,7 +125,7 @@ def run_update(
 
     Raises:
         NotFoundError: no such cache.
-        PreconditionError: it has no active encoder.
+        PreconditionError: it has no active encoder, or got another one meanwhile.
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
@@ -171,6 +171,11 @@ def run_update(
     heartbeat()
     with writing(engine) as connection:
         tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
+        if read_cache(connection, record.name).active_encoder_id != encoder.encoder_id:
+            raise PreconditionError(
+                f"{cache_name(record.name)} got another active encoder during the update",
+                reason="ACTIVE_ENCODER_CHANGED",
+            )
         trusted = registry.trusted_by(connection, record.id, encoder.encoder_id)
         registry.register_encoder(
             connection,
@@ -189,7 +194,7 @@ def run_update(
             registry.activate_encoder(
                 connection, record.id, result.encoder.encoder_id, max_live_encoders=max_live_encoders
             )
-            issued = issue_label_codes(tx, result.encoder, modality=modality)
+            issued = issue_label_codes(tx, result.encoder, modality=modality, learned_after=watermark)
         outcome = UpdateOutcome(
             encoder_id=result.encoder.encoder_id,
             accepted=gate.accepted,
@@ -208,20 +213,24 @@ def run_update(
     return outcome
 
 
-def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) -> int:
-    """Give label codes to labelled rows that have none; a code that is there stays. Returns how many."""
-    query = select(entries.c.id, entries.c.labels).where(
+def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str, learned_after: int) -> int:
+    """Give label codes to labelled rows that have none; return how many.
+
+    A code that is there stays, but for rows stored after seq `learned_after`: what those have from an
+    encoder that was rolled back may mean another class by now.
+    """
+    query = select(entries.c.id, entries.c.labels, entries.c.label_code).where(
         entries.c.cache_id == tx.cache_id,
         entries.c.modality == modality,
         entries.c.has_labels,
-        entries.c.label_code.is_(None),
+        or_(entries.c.label_code.is_(None), entries.c.seq > learned_after),
     )
     rows = tx.connection.execute(query.order_by(entries.c.id)).all()
     codes = label_codes_of(encoder, [row.labels for row in rows])
     coded = [
         {"row_id": row.id, "row_code": code}
         for row, code in zip(rows, codes, strict=True)
-        if code is not None
+        if code is not None and code != row.label_code
     ]
     if coded:
         statement = update(entries).where(entries.c.id == bindparam("row_id"))

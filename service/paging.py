@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ def read_token(listing: str, token: str) -> str | None:
         return None
     try:
         made_for, after = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise _invalid() from error
     if made_for != listing or not isinstance(after, str):
         raise _invalid()
@@ -37,9 +38,12 @@ def page_of(
     start = 0
     if after is not None:
         keys = [key(item) for item in items]
-        if after not in keys:
+        if after in keys:
+            start = keys.index(after) + 1
+        elif keys == sorted(keys):
+            start = bisect_left(keys, after)  # the item was deleted meanwhile
+        else:
             raise _invalid()
-        start = keys.index(after) + 1
     page = items[start : start + size]
     more = start + size < len(items)
     return page, make_token(listing, key(page[-1])) if more and page else ""

@@ -123,14 +123,17 @@ class Refresher:
 
     def write_accesses(self) -> None:
         """Write what lookups did since the last time. Raises: ServiceError; nothing is lost by it."""
+        failure: ServiceError | None = None
         for cache_id, accesses in self._accesses.drain().items():
             try:
                 self._writer.submit(cache_id, partial(store.record_accesses, accesses=accesses)).result()
             except NotFoundError:
                 continue  # the cache was deleted
-            except ServiceError:
+            except ServiceError as error:
                 self._accesses.restore(cache_id, accesses)
-                raise
+                failure = error
+        if failure is not None:
+            raise failure
 
     def delete_expired(self) -> None:
         """Delete entries past their expire time. Raises: ServiceError."""

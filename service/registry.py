@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hashing.checkpoint import dump_encoder
 from hashing.inference import Encoder
-from service.errors import AlreadyExistsError, ConflictError, PreconditionError
+from service.errors import AlreadyExistsError, ConflictError, NotFoundError, PreconditionError
 from service.keys import cache_name, child_name
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
 from service.rows import read_cache, read_category, read_encoder
@@ -48,7 +48,7 @@ def create_cache(
 
 def update_cache(connection: Connection, name: str, *, etag: str, description: str) -> CacheRecord:
     """Change the description. Raises: NotFoundError, ConflictError."""
-    cache = read_cache(connection, name)
+    cache = _lock_named(connection, name)
     check_etag(cache.version, etag, name=cache_name(name))
     changed = {"description": description, "version": caches.c.version + 1}
     connection.execute(update(caches).where(caches.c.id == cache.id).values(**changed))
@@ -57,7 +57,7 @@ def update_cache(connection: Connection, name: str, *, etag: str, description: s
 
 def delete_cache(connection: Connection, name: str, *, etag: str) -> None:
     """Delete a cache with all it holds. Raises: NotFoundError, ConflictError."""
-    cache = read_cache(connection, name)
+    cache = _lock_named(connection, name)
     check_etag(cache.version, etag, name=cache_name(name))
     connection.execute(delete(caches).where(caches.c.id == cache.id))
 
@@ -66,7 +66,7 @@ def create_category(
     connection: Connection, cache: str, name: str, *, policy: Policy, now_ms: int
 ) -> CategoryRecord:
     """Create a category. Raises: NotFoundError, AlreadyExistsError."""
-    owner = read_cache(connection, cache)
+    owner = _lock_named(connection, cache)
     values = {
         "cache_id": owner.id,
         "name": name,
@@ -90,7 +90,7 @@ def update_category(
     connection: Connection, cache: str, name: str, *, etag: str, changed: Mapping[str, Any]
 ) -> CategoryRecord:
     """Change fields of the policy. Raises: NotFoundError, ConflictError."""
-    owner = read_cache(connection, cache)
+    owner = _lock_named(connection, cache)
     category = read_category(connection, owner, name)
     check_etag(category.version, etag, name=child_name(cache, "categories", name))
     values = {**changed, "version": categories.c.version + 1}
@@ -101,7 +101,7 @@ def update_category(
 
 def delete_category(connection: Connection, cache: str, name: str, *, etag: str) -> None:
     """Delete a category with its entries. Raises: NotFoundError, ConflictError."""
-    owner = read_cache(connection, cache)
+    owner = _lock_named(connection, cache)
     category = read_category(connection, owner, name)
     check_etag(category.version, etag, name=child_name(cache, "categories", name))
     connection.execute(delete(categories).where(categories.c.id == category.id))
@@ -238,9 +238,18 @@ def _insert_new(connection: Connection, statement: Any, name: str, reason: str) 
         raise AlreadyExistsError(f"{name} exists already", reason=reason) from error
 
 
+def _lock_named(connection: Connection, name: str) -> CacheRecord:
+    # Before its categories, as every transaction locks them: otherwise two replicas wait for each other.
+    connection.execute(select(caches.c.id).where(caches.c.name == name).with_for_update())
+    return read_cache(connection, name)
+
+
 def _lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
     query = select(caches.c.name).where(caches.c.id == cache_id).with_for_update()
-    return read_cache(connection, str(connection.execute(query).scalar_one()))
+    name = connection.execute(query).scalar_one_or_none()
+    if name is None:
+        raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
+    return read_cache(connection, name)
 
 
 def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id: str, *, most: int) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -45,28 +46,37 @@ def store_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Store
 
 
 def import_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> int:
-    """Store the items whose ids are free; return how many. Raises: as store_entries."""
-    names = [item.name for item in items]
+    """Store the items whose ids are free, the first of each id; return how many. Raises: as store_entries."""
+    names = [item.name for item in items if item.name]
     query = select(entries.c.name).where(entries.c.cache_id == tx.cache_id, entries.c.name.in_(names))
     taken = set(tx.connection.execute(query).scalars())
-    return len(store_entries(tx, [item for item in items if item.name not in taken]))
+    free: list[NewEntry] = []
+    for item in items:
+        if item.name not in taken:
+            free.append(item)
+            taken |= {item.name} - {""}
+    return len(store_entries(tx, free))
 
 
 def select_rows(connection: Connection, cache_id: int, selection: Selection) -> list[int]:
     """Row ids of the entries that the selection means, in the order of their storing."""
-    query = select(entries.c.id).where(entries.c.cache_id == cache_id)
-    if selection.names:
-        query = query.where(entries.c.name.in_(selection.names))
-    if selection.category_ids:
-        query = query.where(entries.c.category_id.in_(selection.category_ids))
-    if selection.sources:
-        query = query.where(entries.c.source.in_(selection.sources))
-    if selection.tags:
-        tagged = select(entry_tags.c.entry_id).where(
-            entry_tags.c.cache_id == cache_id, entry_tags.c.tag.in_(selection.tags)
-        )
-        query = query.where(entries.c.id.in_(tagged))
-    return list(connection.execute(query.order_by(entries.c.id)).scalars())
+    found: set[int] = set()
+    asked = (selection.names, selection.category_ids, selection.sources, selection.tags)
+    for names, category_ids, sources, tags in product(*(_parts(values) for values in asked)):
+        query = select(entries.c.id).where(entries.c.cache_id == cache_id)
+        if names:
+            query = query.where(entries.c.name.in_(names))
+        if category_ids:
+            query = query.where(entries.c.category_id.in_(category_ids))
+        if sources:
+            query = query.where(entries.c.source.in_(sources))
+        if tags:
+            tagged = select(entry_tags.c.entry_id).where(
+                entry_tags.c.cache_id == cache_id, entry_tags.c.tag.in_(tags)
+            )
+            query = query.where(entries.c.id.in_(tagged))
+        found.update(connection.execute(query).scalars())
+    return sorted(found)
 
 
 def invalidate(tx: CacheTransaction, selection: Selection) -> int:
@@ -95,6 +105,7 @@ def delete_expired(tx: CacheTransaction, *, limit: int) -> int:
 
 def shrink_to_quota(tx: CacheTransaction, category_id: int) -> int:
     """Evict until the category is within its limits, as after a smaller quota; return how many left."""
+    tx.reread_categories()
     return quota.make_room(tx, tx.category(category_id), incoming_count=0, incoming_bytes=0)
 
 
@@ -103,7 +114,9 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
     row_ids = sorted(accesses.hits)
     for start in range(0, len(row_ids), ID_CHUNK):
         chunk = row_ids[start : start + ID_CHUNK]
-        query = select(entries.c.id, entries.c.ttl_mode, entries.c.ttl_ms, entries.c.expire_ms)
+        query = select(
+            entries.c.id, entries.c.ttl_mode, entries.c.ttl_ms, entries.c.expire_ms, entries.c.access_ms
+        )
         rows = tx.connection.execute(query.where(entries.c.cache_id == tx.cache_id, entries.c.id.in_(chunk)))
         hits, extended = [], []
         for row in rows.all():
@@ -112,7 +125,8 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
             if expire_ms is not None:
                 extended.append(row.id)
             later = row.expire_ms if expire_ms is None else expire_ms
-            hits.append({"row_id": row.id, "hits": count, "last_ms": access_ms, "later_ms": later})
+            last_ms = max(row.access_ms, access_ms)  # another replica's later hits may be written already
+            hits.append({"row_id": row.id, "hits": count, "last_ms": last_ms, "later_ms": later})
         if hits:
             tx.connection.execute(_ADD_HITS, hits)
         tx.record(Operation.EXTEND, extended)
@@ -139,6 +153,11 @@ def entry_name(connection: Connection, row_id: int) -> str | None:
     """The id of the entry with this row id; None where it is gone."""
     name: str | None = connection.execute(select(entries.c.name).where(entries.c.id == row_id)).scalar()
     return name
+
+
+def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:
+    """The values in parts that fit into one statement; one empty part where there are none."""
+    return [values[start : start + ID_CHUNK] for start in range(0, max(1, len(values)), ID_CHUNK)]
 
 
 def _earlier_answers(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry | None]:

@@ -53,6 +53,10 @@ class CacheTransaction:
             raise NotFoundError("the category was deleted", reason="CATEGORY_NOT_FOUND")
         return self._categories[category_id]
 
+    def reread_categories(self) -> None:
+        """See what this transaction changed of the categories' settings."""
+        self._categories = {}
+
     def record(self, operation: Operation, row_ids: Sequence[int]) -> int:
         """Write one change per row, in order, and return the first one's seq."""
         first = self.seq + 1

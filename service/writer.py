@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,7 +49,8 @@ class Writer:
         self._max_group_rows = max_group_rows
         self._on_commit = on_commit
         self._queue: queue.Queue[_Write | None] = queue.Queue(maxsize=max_queued_writes)
-        self._closed = threading.Event()
+        self._lock = threading.Lock()  # guards _closed: nothing is queued behind the end
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     def start(self) -> None:
@@ -58,7 +59,8 @@ class Writer:
 
     def stop(self) -> None:
         """Commit what is queued, then end the thread; later submissions are refused."""
-        self._closed.set()
+        with self._lock:
+            self._closed = True
         self._queue.put(None)
         self._thread.join()
 
@@ -83,12 +85,13 @@ class Writer:
         return self._queue.qsize()
 
     def _enqueue(self, write: _Write) -> "Future[Any]":
-        if self._closed.is_set():
-            raise StoreUnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
-        try:
-            self._queue.put_nowait(write)
-        except queue.Full:
-            raise OverloadedError(f"{self._queue.maxsize} writes are queued already") from None
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailableError("the server is shutting down", reason="SHUTTING_DOWN")
+            try:
+                self._queue.put_nowait(write)
+            except queue.Full:
+                raise OverloadedError(f"{self._queue.maxsize} writes are queued already") from None
         return write.answer
 
     def _run(self) -> None:
@@ -114,10 +117,9 @@ class Writer:
         return group
 
     def _commit(self, group: list[_Write]) -> None:
-        answers: list[tuple[_Write, Any]] = []
         try:
             with writing(self._engine) as connection:
-                self._apply_group(connection, group, answers)
+                answers, failures = self._apply_group(connection, group)
         except ServiceError as error:
             self._fail(group, error)
             return
@@ -133,18 +135,25 @@ class Writer:
             logger.exception("the index could not follow a commit at once")
         for write, answer in answers:
             write.answer.set_result(answer)
+        for write, failure in failures:
+            write.answer.set_exception(failure)
 
     def _apply_group(
-        self, connection: Connection, group: list[_Write], answers: list[tuple[_Write, Any]]
-    ) -> None:
-        """Apply each write in a savepoint of its own; caches are locked in id order before."""
+        self, connection: Connection, group: list[_Write]
+    ) -> tuple[list[tuple[_Write, Any]], list[tuple[_Write, Exception]]]:
+        """Apply each write in a savepoint of its own; caches are locked in id order before.
+
+        Returns what to answer once the group is committed: a failure, too, may rest on another write of it.
+        """
+        answers: list[tuple[_Write, Any]] = []
+        failures: list[tuple[_Write, Exception]] = []
         now_ms = self._clock()
         cache_ids = sorted({write.cache_id for write in group if write.cache_id is not None})
         transactions = _lock_caches(connection, cache_ids, now_ms=now_ms)
         for write in group:
             target = connection if write.cache_id is None else transactions[write.cache_id]
             if isinstance(target, ServiceError):
-                write.answer.set_exception(target)
+                failures.append((write, target))
                 continue
             savepoint = connection.begin_nested()
             try:
@@ -154,20 +163,18 @@ class Writer:
             except (ServiceError, DBAPIError) as error:
                 savepoint.rollback()
                 transactions = _lock_caches(connection, cache_ids, now_ms=now_ms)
-                write.answer.set_exception(error)
+                failures.append((write, error))
                 continue
             savepoint.commit()
             answers.append((write, result))
             if write.changes_settings:
                 transactions = _lock_caches(connection, cache_ids, now_ms=now_ms)
+        return answers, failures
 
     @staticmethod
     def _fail(group: list[_Write], error: Exception) -> None:
         for write in group:
-            try:
-                write.answer.set_exception(error)
-            except InvalidStateError:
-                continue  # it failed for a reason of its own before
+            write.answer.set_exception(error)
 
 
 def _lock_caches(
