@@ -36,6 +36,7 @@ def build(root, batches, **changes):
         "watermark": 5,
         "with_graph": False,
         "memory_limit_bytes": MANY,
+        "keep": 9,
     }
     return build_generation(root, batches=batches, **(usual | changes))
 
@@ -155,6 +156,35 @@ def test_prune_keeps_the_current_and_the_newest(root):
     assert names(root) == ["CURRENT", "build.lock", "gen-00000002", "gen-00000004"]
     assert prune(root, keep=1) == ["gen-00000004"]
     assert check_generation(root, "gen-00000002") == []
+
+
+def test_build_removes_the_generations_before_the_last(root):
+    for _ in range(3):
+        build(root, sample_batches(), keep=2)
+    assert names(root) == ["CURRENT", "build.lock", "gen-00000003", "gen-00000004"]
+    assert current_generation(root) == "gen-00000004"
+
+
+def test_build_that_fails_removes_nothing(root):
+    build(root, sample_batches())
+    before = names(root)
+    with pytest.raises(InvalidRowsError):
+        build(root, [(KEY, make_rows([1])), (KEY, make_rows([1]))], keep=1)
+    assert names(root) == before
+
+
+def test_build_that_would_keep_none_is_refused(root):
+    with pytest.raises(ValueError, match="keep"):
+        build(root, sample_batches(), keep=0)
+
+
+def test_served_generation_survives_builds_that_remove_it(root):
+    index = open_generation(root, "gen-00000001", config=CONFIG)
+    build(root, [(KEY, make_rows([50]))], keep=1)
+    assert names(root) == ["CURRENT", "build.lock", "gen-00000002"]
+    asked = SearchRequest(partitions=((1, "text"),), vector=unit_vectors(1, seed=4)[0], k=9, now_ms=0)
+    found = index.search(asked).matches
+    assert {match.payload for match in found} == {f"payload of {i}".encode() for i in (1, 3, 9, 27, 30)}
 
 
 def test_served_generation_survives_its_removal(root):

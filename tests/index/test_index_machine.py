@@ -24,6 +24,7 @@ from index import (
     check_generation,
     current_generation,
     open_generation,
+    vector_index,
 )
 
 CONFIG = IndexConfig(code_bits=70, label_bits=64, candidate_count=1000)
@@ -44,8 +45,10 @@ class ModelRow:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    @initialize()
-    def start(self):
+    @initialize(compact_min_dead=st.sampled_from([0, 3, vector_index.COMPACT_MIN_DEAD]))
+    def start(self, compact_min_dead):
+        self.usual_min_dead = vector_index.COMPACT_MIN_DEAD
+        vector_index.COMPACT_MIN_DEAD = compact_min_dead
         self.root = Path(tempfile.mkdtemp())
         self.index = VectorIndex(CONFIG)
         self.model: dict[int, ModelRow] = {}
@@ -56,6 +59,7 @@ class IndexMachine(RuleBasedStateMachine):
     def teardown(self):
         if hasattr(self, "root"):
             shutil.rmtree(self.root)
+            vector_index.COMPACT_MIN_DEAD = self.usual_min_dead
 
     def apply(self, **fields):
         changes = Changes(seq=len(self.history) + 1, **fields)
@@ -125,6 +129,21 @@ class IndexMachine(RuleBasedStateMachine):
     @invariant()
     def ids_equal_the_model(self):
         assert self.index.live_ids().tolist() == sorted(self.model)
+
+    @invariant()
+    def whole_rows_equal_the_model(self):
+        found = {}
+        for key, rows in self.index.rows_of(np.arange(40)):
+            for offset, entry_id in enumerate(rows.entry_ids.tolist()):
+                assert entry_id not in found
+                found[entry_id] = key, rows.take(np.array([offset]))
+        assert sorted(found) == sorted(self.model)
+        for entry_id, (key, rows) in found.items():
+            expected = self.model[entry_id].current()
+            assert (key, rows.payloads) == (self.model[entry_id].key, expected.payloads)
+            assert rows.columns.keys() == expected.columns.keys()
+            for name, column in rows.columns.items():
+                np.testing.assert_array_equal(column, expected.columns[name])
 
     @invariant()
     def searches_equal_brute_force(self):

@@ -1,0 +1,61 @@
+"""The schema: up, down, up again, and equal to the tables that the code declares."""
+
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, inspect
+from store_rows import make_cache
+
+from service import tables
+from service.config import StoreConfig
+from service.database import check_schema, migrate, open_engine, reading, schema_revision
+from service.errors import MigrationError
+
+
+@pytest.fixture
+def empty_engine(store_config: StoreConfig) -> Iterator[Engine]:
+    """A database without a schema."""
+    engine = open_engine(store_config)
+    yield engine
+    engine.dispose()
+
+
+def test_downgrade_to_base_removes_every_table_and_upgrade_restores_them(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    assert migrate(empty_engine, revision="base") == "base"
+    assert set(inspect(empty_engine).get_table_names()) <= {"alembic_version"}
+    migrate(empty_engine)
+    assert set(inspect(empty_engine).get_table_names()) == {*tables.metadata.tables, "alembic_version"}
+
+
+def test_migrated_schema_differs_in_nothing_from_the_declared_tables(engine: Engine) -> None:
+    with reading(engine) as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def test_check_refuses_an_empty_database(empty_engine: Engine) -> None:
+    with pytest.raises(MigrationError, match="none"):
+        check_schema(empty_engine)
+
+
+def test_check_accepts_a_migrated_database(engine: Engine) -> None:
+    check_schema(engine)
+
+
+def test_check_refuses_a_downgraded_database(engine: Engine) -> None:
+    migrate(engine, revision="base")
+    with pytest.raises(MigrationError):
+        check_schema(engine)
+
+
+def test_repeated_migration_keeps_revision_and_rows(engine: Engine) -> None:
+    cache = make_cache(engine)
+    with reading(engine) as connection:
+        before = schema_revision(connection)
+    assert migrate(engine) == before
+    assert cache.seq() == 0
