@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing.analytic import LabelHead, LabelState
-from hashing.class_codes import Labels, check_labels, target_bits
+from hashing.class_codes import ClassCodes, Labels, check_labels, target_bits
 from hashing.config import EncoderConfig
 from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows, check_training_rows, unit_rows
@@ -46,13 +46,14 @@ def train_encoder(
     config: EncoderConfig,
     modality: str = "text",
     labels: Labels | None = None,
+    class_codes: ClassCodes | None = None,
     progress: Progress | None = None,
 ) -> TrainedEncoder:
     """Fit the instance projection, its radius table and, with labels, the label part.
 
     embeddings: float [n, dim], L2-normalised; may be memory-mapped: the rows held in memory are
     bounded by FIT_ROWS_LIMIT and the limits of this module. labels: of each row; a row with none trains
-    the instance part only.
+    the instance part only. class_codes: those issued before, which stay; None for none.
 
     From HELD_OUT_MIN_ROWS rows on, a share of them is kept from the fit and serves the radius table,
     the drift reference and the metrics; below, the fit's own rows do, so radii may be too small.
@@ -74,7 +75,7 @@ def train_encoder(
         return TrainedEncoder(encoder=encoder, state=None)
 
     label_map, query_count, state = _train_label_part(
-        embeddings, labels, labelled, config=config, progress=report
+        embeddings, labels, labelled, config=config, class_codes=class_codes, progress=report
     )
     metrics = dict(encoder.metrics)
     metrics |= {"labelled_row_count": float(labelled.size), "label_query_count": float(query_count)}
@@ -161,11 +162,14 @@ def _train_label_part(
     labelled: NDArray[np.intp],
     *,
     config: EncoderConfig,
+    class_codes: ClassCodes | None,
     progress: Progress,
 ) -> tuple[float, int, LabelState]:
     """Return the held-out mAP (NaN without queries), the number of its queries, and the state of all rows."""
     # Codes go out in the order of the rows, whichever of them are held out.
     state = LabelState.empty(embeddings.shape[1], config=config)
+    if class_codes is not None:
+        state = replace(state, class_codes=class_codes)
     state = state.issue(label for row in labelled.tolist() for label in labels[row])
     queries = _label_queries(labels, labelled, seed=config.seed)
     kept = np.setdiff1d(labelled, queries)

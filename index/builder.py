@@ -20,6 +20,7 @@ from index.manifest import (
     build_lock,
     generation_name,
     generation_numbers,
+    prune,
     remove_leftovers,
     write_manifest,
 )
@@ -55,19 +56,23 @@ def build_generation(
     with_graph: bool,
     memory_limit_bytes: int,
     progress: Progress | None = None,
+    keep: int = 2,
 ) -> BuildReport:
-    """Write the rows as sealed segments, verify them, write the manifest and activate the generation.
+    """Write the rows as sealed segments, verify them, write the manifest, activate and prune.
 
     batches: in any order, entry ids distinct over all of them; a batch should be much smaller than the limit.
     watermark: the last `seq` of the store that they contain. memory_limit_bytes: for the buffers, copies and
     graphs of the build, plus one batch and 8 bytes a row for the final check; a small limit makes more
-    and smaller segments. A build that ends early leaves CURRENT as it was.
+    and smaller segments. keep: how many generations stay, the new one included; a process that serves a
+    removed one goes on. A build that ends early leaves CURRENT as it was.
 
     Raises: BuildInProgressError, InvalidRowsError, DimensionError, DamagedGenerationError when the
     verification finds a problem (an id in two batches, a vector whose norm is not 1); ValueError.
     """
     if memory_limit_bytes < 1:
         raise ValueError(f"memory_limit_bytes: must be at least 1, is {memory_limit_bytes}")
+    if keep < 1:
+        raise ValueError(f"keep: must be at least 1, is {keep}")
     root.mkdir(parents=True, exist_ok=True)
     with build_lock(root):
         remove_leftovers(root)
@@ -90,6 +95,8 @@ def build_generation(
         finally:
             shutil.rmtree(building, ignore_errors=True)
         activate(root, manifest.generation)
+        # Under the lock, or it could remove what another build has written and not yet activated.
+        prune(root, keep=keep)
     graphs = [entry.graph for entry in manifest.segments if entry.graph is not None]
     return BuildReport(
         generation=manifest.generation,

@@ -220,7 +220,10 @@ def prune(root: Path, *, keep: int = 2) -> list[str]:
     for name in removed:
         # Renamed first: a removal that is interrupted must not leave half a generation by that name.
         trash = root / name.replace("gen-", "trash-")
-        (root / name).rename(trash)
+        try:
+            (root / name).rename(trash)
+        except FileNotFoundError:  # another prune was faster
+            continue
         sync_directory(root)
         shutil.rmtree(trash)
     if root.is_dir():

@@ -44,6 +44,9 @@ class Segment(Protocol):
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
 
+    def rows(self, offsets: NDArray[np.int64]) -> Rows:
+        """Copy the rows at `offsets` (int64 [m], distinct, not dead), in that order, with all columns."""
+
     def locate(self, entry_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Offsets int64 [m] of entry ids int64 [m]; -1 where absent. May name dead rows."""
 
@@ -65,9 +68,9 @@ class GrowingSegment:
     """Rows in memory, append only.
 
     Append writes rows behind the published count and then swaps one reference, the view, so that a reader
-    sees a batch whole or not at all. Deleted rows keep their place and memory until the next build. Capacity
-    doubles: up to half of the reserved memory may be unused, and a reader keeps the old arrays alive while
-    it works, with the expire times as they were when the arrays grew.
+    sees a batch whole or not at all. Deleted rows keep their place and memory: `compacted` leaves them
+    behind. Capacity doubles: up to half of the reserved memory may be unused, and a reader keeps the old
+    arrays alive while it works, with the expire times as they were when the arrays grew.
     """
 
     def __init__(self, key: SegmentKey, *, dim: int, code_words: int, label_words: int) -> None:
@@ -101,6 +104,27 @@ class GrowingSegment:
         """None: graphs are built when a segment is sealed."""
         return None
 
+    @property
+    def live_count(self) -> int:
+        """Rows without a tombstone."""
+        return len(self._offsets)
+
+    @property
+    def dead_count(self) -> int:
+        """Tombstones."""
+        return self._view.row_count - len(self._offsets)
+
+    def compacted(self) -> "GrowingSegment":
+        """A new segment with the rows without a tombstone, in the same order; this one stays; O(rows)."""
+        copy = GrowingSegment(
+            self._key,
+            dim=self.dim,
+            code_words=self._widths.get("codes", (0,))[0],
+            label_words=self._widths["label_codes"][0],
+        )
+        copy.append(self.rows(np.flatnonzero(self._view.expire_times != TOMBSTONE)))
+        return copy
+
     def view(self) -> SegmentView:
         """The rows as they are now; later appends do not show in it."""
         return self._view
@@ -108,6 +132,11 @@ class GrowingSegment:
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
         return self._payloads[offset]
+
+    def rows(self, offsets: NDArray[np.int64]) -> Rows:
+        """Copy the rows at `offsets` (int64 [m], distinct, not dead), in that order, with all columns."""
+        columns = {name: array[offsets] for name, array in self._arrays.items()}
+        return Rows.from_columns(columns, payloads=[self._payloads[offset] for offset in offsets.tolist()])
 
     def append(self, rows: Rows) -> None:
         """Add rows whose ids have no live row here; amortised O(rows).
@@ -240,6 +269,29 @@ class SealedSegment:
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
         return self._payloads[offset]
+
+    def rows(self, offsets: NDArray[np.int64]) -> Rows:
+        """Copy the rows at `offsets` (int64 [m], distinct, not dead), in that order, with all columns.
+
+        O(rows of the segment): fingerprints are kept in the order of their keys.
+        """
+        view = self._view
+        taken_as = np.full(view.row_count, -1, dtype=np.int64)
+        taken_as[offsets] = np.arange(offsets.size)
+        places = taken_as[self._fingerprint_order]
+        fingerprints = np.zeros((offsets.size, 2), dtype=np.uint64)
+        fingerprints[places[places >= 0]] = self._fingerprint_words[places >= 0]
+        return Rows(
+            entry_ids=view.entry_ids[offsets],
+            vectors=view.vectors[offsets],
+            codes=None if view.codes is None else view.codes[offsets],
+            label_codes=view.label_codes[offsets],
+            label_mask=view.label_mask[offsets],
+            scopes=view.scopes[offsets],
+            fingerprints=fingerprints,
+            expire_times=view.expire_times[offsets],
+            payloads=[self._payloads[offset] for offset in offsets.tolist()],
+        )
 
     def locate(self, entry_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Offsets int64 [m] of entry ids int64 [m]; -1 where absent. May name deleted rows."""

@@ -1,6 +1,7 @@
 """The index of one cache: the segments of its partitions, changes and searches."""
 
 import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
 from index.segment import Fingerprint, GrowingSegment, SealedSegment, Segment
 from index.segment_search import Candidates, search_exact, search_label_codes, search_segment
 
+COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth a copy of the others
+
 Viewed = tuple[Segment, SegmentView]
 
 
@@ -32,6 +35,10 @@ class VectorIndex:
     immutable tuple of segments per partition. A search that runs while a row is replaced may see the old row,
     the new one or neither, never both, and it never returns a row whose deletion had been applied before it
     began.
+
+    A growing segment with more dead rows than live ones is replaced by a copy of the live ones. A search that
+    began before goes on with the old one, and deletions go to both for as long as one does: only so does its
+    last look at the expire times see a row die whose successor it found in another segment.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class VectorIndex:
         self._applied_seq = watermark
         self._lock = threading.Lock()  # guards changes to everything below; readers do not take it
         self._segments: dict[Partition, tuple[Segment, ...]] = {}
+        self._replaced: list[weakref.ref[GrowingSegment]] = []  # by compaction; alive while a search runs
         self._dims: dict[str, int] = {}
         self._highest_id = -1
         for segment in sealed:
@@ -83,11 +91,10 @@ class VectorIndex:
             for key, rows in changes.upserts:
                 self._upsert(key, rows)
             if changes.expire_ids.size:
-                for segment in self._all_segments():
+                for segment in [*self._all_segments(), *self._still_read()]:
                     segment.set_expire_times(changes.expire_ids, changes.expire_times)
             if changes.deleted_ids.size:
-                for segment in self._all_segments():
-                    segment.tombstone(changes.deleted_ids)
+                self._tombstone(changes.deleted_ids)
             self._applied_seq = changes.seq  # last, so that who waits for it sees everything
 
     @property
@@ -201,8 +208,22 @@ class VectorIndex:
         return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
     def segment_views(self) -> list[tuple[SegmentKey, SegmentView]]:
-        """Every segment's rows as they are now, for comparison with the store."""
+        """Every segment's rows as they are now."""
         return [(segment.key, segment.view()) for segment in self._all_segments()]
+
+    def rows_of(self, entry_ids: NDArray[np.int64]) -> list[tuple[SegmentKey, Rows]]:
+        """Copy the rows of these ids (int64 [m], distinct) without a tombstone, expired ones included.
+
+        For comparison with the store: whole rows, by segment; O(rows of the sealed segments).
+        """
+        found: list[tuple[SegmentKey, Rows]] = []
+        for segment in self._all_segments():
+            offsets = segment.locate(entry_ids)
+            offsets = offsets[offsets >= 0]
+            offsets = offsets[segment.view().expire_times[offsets] != TOMBSTONE]
+            if offsets.size:
+                found.append((segment.key, segment.rows(offsets)))
+        return found
 
     def facts(self) -> IndexFacts:
         """Count rows, tombstones and bytes per partition; O(rows)."""
@@ -295,8 +316,7 @@ class VectorIndex:
         # The store's ids ascend, so new entries are above all known ones and need no look-up.
         known = rows.entry_ids[rows.entry_ids <= self._highest_id]
         if known.size:
-            for segment in self._all_segments():
-                segment.tombstone(known)
+            self._tombstone(known)
         self._highest_id = max(self._highest_id, int(rows.entry_ids.max()))
         self._dims.setdefault(key.modality, rows.dim)
         for segment in self._segments.get(key.partition, ()):
@@ -311,6 +331,34 @@ class VectorIndex:
         )
         opened.append(rows)
         self._add_segment(opened)
+
+    def _tombstone(self, entry_ids: NDArray[np.int64]) -> None:
+        """Delete rows wherever they are; compact what then holds more dead rows than live ones.
+
+        A compaction copies fewer rows than have died since the last one: O(1) a deletion, amortised.
+        """
+        for old in self._still_read():
+            old.tombstone(entry_ids)
+        for segment in self._all_segments():
+            if not segment.tombstone(entry_ids) or not isinstance(segment, GrowingSegment):
+                continue
+            if segment.dead_count > max(COMPACT_MIN_DEAD, segment.live_count):
+                self._compact(segment)
+
+    def _compact(self, segment: GrowingSegment) -> None:
+        compacted = segment.compacted()
+        # Before the swap: whoever reads the old segment from here on is told of later deletions.
+        self._replaced.append(weakref.ref(segment))
+        partition = segment.key.partition
+        self._segments[partition] = tuple(
+            compacted if other is segment else other for other in self._segments[partition]
+        )
+
+    def _still_read(self) -> list[GrowingSegment]:
+        """The replaced segments that a search holds."""
+        alive = [(ref, segment) for ref in self._replaced if (segment := ref()) is not None]
+        self._replaced = [ref for ref, _ in alive]
+        return [segment for _, segment in alive]
 
     def _add_segment(self, segment: Segment) -> None:
         partition = segment.key.partition

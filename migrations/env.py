@@ -9,7 +9,6 @@ context.configure(
     connection=connection,
     target_metadata=metadata,
     compare_type=True,
-    render_as_batch=connection.dialect.name == "sqlite",
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,33 @@ from tqdm import tqdm
 from service.config import Config, load_config
 
 DEFAULT_ADDRESS = "127.0.0.1:7700"
+MOST_NUMBER = 1e9  # 31 years in seconds, more GiB than there are: no sum or deadline overflows
 
 
 class CommandError(Exception):
     """A command cannot do what was asked; the message is for the person who asked."""
+
+
+def positive_number(text: str) -> float:
+    """A number in (0, MOST_NUMBER], as an argument's type. Raises: argparse.ArgumentTypeError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= MOST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, at most {MOST_NUMBER:g}")
+    return number
+
+
+def positive_integer(text: str) -> int:
+    """A whole number in [1, MOST_NUMBER], as an argument's type. Raises: argparse.ArgumentTypeError."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 0 < number <= MOST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0, at most {MOST_NUMBER:g}")
+    return number
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +58,9 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", default=DEFAULT_ADDRESS, help="the server, host:port (default %(default)s)"
     )
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default %(default)s")
+    parser.add_argument(
+        "--timeout", type=positive_number, default=10.0, metavar="SECONDS", help="default %(default)s"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

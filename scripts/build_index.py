@@ -2,9 +2,9 @@
 
 A file is .npy (embeddings only), .npz, .jsonl or .parquet with `embeddings` (.npz) or `embedding`, and any
 of the columns id, category, text, response, labels, tags, source, scope. Rows without an id get
-"row-<number>". A row whose id is stored already is skipped, so a build that was interrupted can be run again.
-The cache and its categories are created where they do not exist. A running server opens the new generation
-within a second.
+"row-<number>". A row whose id, or whose scope and text, is stored already is skipped, so a build that was
+interrupted can be run again. Nothing is stored unless every row is valid. The cache and its categories are
+created where they do not exist. A running server opens the new generation within a second.
 
 Examples:
   nearhit build --cache faq
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from hashing.config import EncoderConfig
-from scripts.arguments import ProgressBars, add_config, add_json, print_result, read_config
+from scripts.arguments import ProgressBars, add_config, add_json, positive_number, print_result, read_config
 from scripts.load_rows import load_file
 from service.application import clock_ms
 from service.database import check_schema, migrate, open_engine, reading, writing
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-limit",
-        type=float,
+        type=positive_number,
         default=2.0,
         metavar="GIB",
         help="rows held at once (default %(default)s)",
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = None
     if arguments.input is not None:
         migrate(engine)
-        loaded = load_file(engine, arguments, progress=progress)
+        loaded = load_file(engine, arguments, config=config, progress=progress)
     check_schema(engine)
     with reading(engine) as connection:
         cache = read_cache(connection, arguments.cache)
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=config.store.data_dir,
         with_graph=arguments.graph,
         reencode=arguments.reencode,
-        memory_limit_bytes=int(arguments.memory_limit * 2**30),
+        memory_limit_bytes=max(1, int(arguments.memory_limit * 2**30)),
         progress=progress,
         now_ms=clock_ms(),
     )
@@ -103,7 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
             "generation": built.report.generation,
             "rows": built.report.row_count,
             "segments": built.report.segment_count,
-            "rows_loaded": loaded,
+            "rows_loaded": loaded.stored_count if loaded else 0,
+            "rows_skipped": loaded.skipped_count if loaded else 0,
+            "columns_ignored": ", ".join(loaded.ignored) if loaded else "",
             "rows_coded": built.coded_count,
             "watermark": built.watermark,
             "seconds": round(time.perf_counter() - started, 2),

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from nearhit import Client
 
-from scripts.arguments import add_address, add_json, print_result
+from scripts.arguments import CommandError, add_address, add_json, positive_number, print_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-bits", type=int, default=0, help="64..1024, default 64")
     parser.add_argument("--category", action="append", default=[], help="create this category; repeatable")
     parser.add_argument("--threshold", type=float, help="cosine distance of a hit at most (default 0.10)")
-    parser.add_argument("--ttl", type=float, metavar="SECONDS", help="time to live; default: none")
+    parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="time to live; default: none")
     parser.add_argument("--max-entries", type=int, default=0, help="default: no limit")
     parser.add_argument("--max-bytes", type=int, default=0, help="default: no limit")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Create."""
+    if arguments.dim is None and not arguments.category:
+        raise CommandError("give --dim to create the cache, --category to create a category in it, or both")
     with Client(arguments.address, timeout_seconds=arguments.timeout) as client:
         if arguments.dim is not None:
             created = client.create_cache(

@@ -1,7 +1,10 @@
 """Files of rows: .npy, .npz, .jsonl, .parquet, a batch at a time."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +18,7 @@ from scripts.arguments import CommandError
 BATCH_ROWS = 2_000
 COLUMNS = ("id", "category", "text", "response", "labels", "tags", "source", "scope")
 _EMBEDDING_NAMES = ("embeddings", "embedding", "vectors")
+_UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +35,20 @@ class RowBatch:
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """An open file of rows; `ignored` are columns that mean nothing here."""
+    """A file of rows; `ignored` are columns that mean nothing here."""
 
     path: Path
     row_count: int | None
     dim: int
     ignored: tuple[str, ...]
-    _batches: Iterator[RowBatch]
+    _read: Callable[[], Iterator[RowBatch]]
 
     def batches(self) -> Iterator[RowBatch]:
-        """The rows, once."""
-        return self._batches
+        """The rows, from the first on at every call. Raises: CommandError."""
+        try:
+            yield from self._read()
+        except _UNREADABLE as error:
+            raise CommandError(f"{self.path}: {error}") from error
 
 
 def open_rows(path: Path, *, rename: Mapping[str, str] | None = None, texts: Path | None = None) -> RowFile:
@@ -60,19 +67,28 @@ def open_rows(path: Path, *, rename: Mapping[str, str] | None = None, texts: Pat
         raise CommandError(f"{path}: not one of {', '.join(readers)}")
     if not path.is_file():
         raise CommandError(f"{path}: no such file")
-    lines = None if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = None if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    except (ValueError, OSError) as error:
+        raise CommandError(f"{texts}: {error}") from error
     try:
         return reader(path, rename or {}, lines)
-    except (ValueError, OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise CommandError(f"{path}: {error}") from error
 
 
 def _open_npy(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:
-    return _from_arrays(path, {"embeddings": np.load(path, mmap_mode="r", allow_pickle=False)}, rename, lines)
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(loaded, np.ndarray):
+        raise CommandError(f"{path}: is no .npy file, but an archive")
+    return _from_arrays(path, {"embeddings": loaded}, rename, lines)
 
 
 def _open_npz(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file:  # numpy leaves a file open whose archive is damaged
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise CommandError(f"{path}: is no .npz archive, but one array")
         return _from_arrays(path, {name: archive[name] for name in archive.files}, rename, lines)
 
 
@@ -85,7 +101,7 @@ def _from_arrays(
         raise CommandError(f"{path}: no two-dimensional array `embeddings`, it has {', '.join(arrays)}")
     embeddings = named.pop(key)
     columns: dict[str, Sequence[Any]] = {
-        name: array.tolist() for name, array in named.items() if name in COLUMNS
+        name: np.atleast_1d(array).tolist() for name, array in named.items() if name in COLUMNS
     }
     if lines is not None:
         columns["text"] = lines
@@ -100,11 +116,11 @@ def _from_arrays(
             yield RowBatch(start, np.asarray(embeddings[rows], dtype=np.float32), part)
 
     ignored = tuple(sorted(set(named) - set(COLUMNS)))
-    return RowFile(path, len(embeddings), int(embeddings.shape[1]), ignored, batches())
+    return RowFile(path, len(embeddings), int(embeddings.shape[1]), ignored, batches)
 
 
 def _open_jsonl(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:
-    def records() -> Iterator[dict[str, Any]]:
+    def records() -> Generator[dict[str, Any], None, None]:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
@@ -117,7 +133,7 @@ def _open_jsonl(path: Path, rename: Mapping[str, str], lines: list[str] | None) 
                     raise CommandError(f"{path}: line {number} is not an object")
                 yield record
 
-    return _from_records(path, records(), None, rename, lines)
+    return _from_records(path, records, None, rename, lines)
 
 
 def _open_parquet(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:
@@ -125,65 +141,75 @@ def _open_parquet(path: Path, rename: Mapping[str, str], lines: list[str] | None
         parquet = import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise CommandError("reading .parquet needs pyarrow: pip install '.[train]'") from error
-    file = parquet.ParquetFile(path)
+    row_count = parquet.read_metadata(path).num_rows
 
-    def records() -> Iterator[dict[str, Any]]:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            yield from batch.to_pylist()
+    def records() -> Generator[dict[str, Any], None, None]:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                yield from batch.to_pylist()
 
-    return _from_records(path, records(), file.metadata.num_rows, rename, lines)
+    return _from_records(path, records, row_count, rename, lines)
 
 
 def _from_records(
     path: Path,
-    records: Iterator[dict[str, Any]],
+    records: Callable[[], Generator[dict[str, Any], None, None]],
     row_count: int | None,
     rename: Mapping[str, str],
     lines: list[str] | None,
 ) -> RowFile:
-    first = next(records, None)
+    with closing(records()) as opened:
+        first = next(opened, None)
     if first is None:
         raise CommandError(f"{path}: no rows")
-    named = {rename.get(name, name) for name in first}
+    named = {rename.get(name, name): value for name, value in first.items()}
     key = next((name for name in _EMBEDDING_NAMES if name in named), None)
     if key is None:
         raise CommandError(f"{path}: the first row has no `embedding`, it has {', '.join(sorted(first))}")
+    embedding = named.pop(key)
+    if not isinstance(embedding, list) or not embedding:
+        raise CommandError(f"{path}: `{key}` of the first row is not a list of numbers")
+    dim = len(embedding)
 
     def batches() -> Iterator[RowBatch]:
         pending: list[dict[str, Any]] = []
         start = 0
-        for record in _chained(first, records):
+        for record in records():
             pending.append({rename.get(name, name): value for name, value in record.items()})
             if len(pending) == BATCH_ROWS:
-                yield _batch_of(path, pending, start, key, lines)
+                yield _batch_of(path, pending, start, lines, key=key, dim=dim)
                 start += len(pending)
                 pending = []
         if pending:
-            yield _batch_of(path, pending, start, key, lines)
+            yield _batch_of(path, pending, start, lines, key=key, dim=dim)
+        if lines is not None and len(lines) != start + len(pending):
+            raise CommandError(f"{path}: {len(lines)} values of text for {start + len(pending)} embeddings")
 
-    named.discard(key)
-    embedding = {rename.get(name, name): value for name, value in first.items()}[key]
-    return RowFile(path, row_count, len(embedding), tuple(sorted(named - set(COLUMNS))), batches())
-
-
-def _chained(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield first
-    yield from rest
+    return RowFile(path, row_count, dim, tuple(sorted(set(named) - set(COLUMNS))), batches)
 
 
 def _batch_of(
-    path: Path, records: Sequence[dict[str, Any]], start: int, key: str, lines: list[str] | None
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    start: int,
+    lines: list[str] | None,
+    *,
+    key: str,
+    dim: int,
 ) -> RowBatch:
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS if any(name in row for row in records)}
     for row in records:
         for name, values in columns.items():
             values.append(row.get(name))
     if lines is not None:
+        if len(lines) < start + len(records):
+            raise CommandError(f"{path}: {len(lines)} values of text for more embeddings")
         columns["text"] = lines[start : start + len(records)]
+    place = f"{path}: rows {start} to {start + len(records) - 1}"
     try:
         embeddings = np.array([row[key] for row in records], dtype=np.float32)
-    except (KeyError, ValueError, TypeError) as error:
-        raise CommandError(
-            f"{path}: rows {start} to {start + len(records) - 1}: no embeddings of one length"
-        ) from error
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise CommandError(f"{place}: no embeddings of one length") from error
+    if embeddings.shape != (len(records), dim):
+        raise CommandError(f"{place}: no embeddings of one length: the first row has {dim} dimensions")
     return RowBatch(start, embeddings, columns)

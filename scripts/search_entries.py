@@ -11,7 +11,7 @@ import json
 from nearhit import Client
 from nearhit.v1 import resources_pb2 as pb
 
-from scripts.arguments import add_address, add_json
+from scripts.arguments import add_address, add_json, positive_integer
 from scripts.query_arguments import add_query, read_embedding
 
 _PATHS = {
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("cache")
     add_query(parser)
-    parser.add_argument("--top-k", type=int, default=10, help="default %(default)s")
+    parser.add_argument("--top-k", type=positive_integer, default=10, help="default %(default)s")
     parser.add_argument("--category", action="append", default=[], help="repeatable; default: all")
     parser.add_argument("--tag", action="append", default=[], help="entries with any of these; repeatable")
     parser.add_argument("--path", choices=tuple(_PATHS), default="auto", help="default %(default)s")

@@ -1,10 +1,12 @@
 """A server of one's own in a folder: for the demo and the benchmarks."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,7 @@ from nearhit import Client
 from scripts.arguments import CommandError
 
 _START_SECONDS = 180.0
+_POLL_SECONDS = 0.5  # how often a starting server is checked for having ended
 
 
 def write_config(folder: Path, *, embedder: str = "") -> Path:
@@ -54,10 +57,10 @@ class ServerProcess:
         """Start and wait until it answers. Raises: CommandError: it ended, or took too long."""
         self._process = subprocess.Popen(self._command, start_new_session=True)
         try:
-            self.client.wait_until_ready(timeout_seconds=_START_SECONDS)
-        except TimeoutError as error:
+            self._await(self._process)
+        except BaseException:
             self.kill()
-            raise CommandError(f"the server did not start at {self._address}") from error
+            raise
 
     def stop(self) -> None:
         """End it in order."""
@@ -71,6 +74,17 @@ class ServerProcess:
         """kill -9, with everything that it started."""
         self.client.close()
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended, and left nothing
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                self.client.wait_until_ready(timeout_seconds=_POLL_SECONDS)
+                return
+            if time.monotonic() >= deadline:
+                raise CommandError(f"the server did not start at {self._address} in {_START_SECONDS:.0f} s")
+        raise CommandError(f"the server at {self._address} ended at its start, status {process.returncode}")

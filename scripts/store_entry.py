@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nearhit import Client
 
-from scripts.arguments import CommandError, add_address, add_json, print_result
+from scripts.arguments import CommandError, add_address, add_json, positive_number, print_result
 from scripts.query_arguments import add_query, read_embedding
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", action="append", default=[], help="repeatable")
     parser.add_argument("--tag", action="append", default=[], help="repeatable")
     parser.add_argument("--source", default="")
-    parser.add_argument("--ttl", type=float, metavar="SECONDS", help="default: the category's")
+    parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="default: the category's")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ that codes new entries and queries. Entries stored before get their codes from `
 import argparse
 
 from hashing.config import EncoderConfig
-from scripts.arguments import ProgressBars, add_config, add_json, print_result, read_config
+from scripts.arguments import ProgressBars, add_config, add_json, positive_integer, print_result, read_config
 from service.application import clock_ms
 from service.database import check_schema, open_engine, reading, writing
 from service.learning import train_from_store
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--method", choices=("itq", "rotation"), default="itq", help="default %(default)s")
     parser.add_argument("--modality", default="text", help="default %(default)s")
-    parser.add_argument("--iterations", type=int, default=50, help="of ITQ (default %(default)s)")
+    parser.add_argument(
+        "--iterations", type=positive_integer, default=50, help="of ITQ (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--activate", action="store_true", help="use it at once")
 

@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
 from typing import TypeVar
 
 import grpc
@@ -73,10 +74,14 @@ class Application:
             StoreUnavailableError: the database cannot be reached.
             EmbedderUnavailableError: an embedder is configured and does not start.
         """
-        check_schema(self.engine)
-        self.replicas.follow()
-        if self.embedder is not None:
-            self.embedder.start()
+        with ExitStack() as undo:
+            undo.callback(self.engine.dispose)
+            check_schema(self.engine)
+            self.replicas.follow()
+            if self.embedder is not None:
+                undo.callback(self.embedder.stop)
+                self.embedder.start()
+            undo.pop_all()
         self.writer.start()
         self.refresher.start()
 

@@ -13,9 +13,9 @@ from index.planner import SearchPath
 from index.requests import Match, SearchRequest
 from service.accesses import AccessLog
 from service.embedder import Embedder
-from service.embedding import Input, embed_inputs
+from service.embedding import Input, check_input, embed_inputs
 from service.errors import InvalidRequestError
-from service.keys import fingerprint_key, normalise_text, scope_key, split_key
+from service.keys import fingerprint_key, scope_key, split_key, text_fingerprint
 from service.payload import unpack_payload
 from service.records import CategoryRecord
 from service.replica import CacheReplica, CacheState
@@ -100,6 +100,10 @@ class _Found:
     query_code: NDArray[np.uint64] | None = None
 
 
+# What a fingerprint that no entry has finds, where there is nothing else to look for.
+_NOTHING = _Found(match=None, reason=LookupReason.NO_CANDIDATE, distance=None)
+
+
 class SemanticCache:
     """Lookups over the replicas of this process."""
 
@@ -129,88 +133,38 @@ class SemanticCache:
         """
         started = time.perf_counter_ns()
         self._await_seq(replica, max(query.min_seq for query in queries), timeout_seconds)
-        state, now_ms = replica.state, self._clock()
-        categories = [state.category(query.category) for query in queries]
-        found = [
-            None
-            if query.mode is LookupMode.BYPASS
-            else self._find_fingerprint(state, category, query, now_ms=now_ms)
-            for query, category in zip(queries, categories, strict=True)
+        state = replica.state
+        for query in queries:  # also the ones that need no vector: a request is right or wrong at any state
+            check_input(state.record, query.source)
+        now_ms = self._clock()
+        asked = [
+            i
+            for i, query in enumerate(queries)
+            if not (query.mode is LookupMode.BYPASS or query.source.is_empty)
+            and _find_fingerprint(state, state.category(query.category), query, now_ms=now_ms) is None
         ]
-        searched = [
-            i for i, query in enumerate(queries) if found[i] is None and query.mode is not LookupMode.BYPASS
-        ]
-        vectors = embed_inputs(
+        embedded = embed_inputs(
             state.record,
-            [queries[i].source for i in searched],
+            [queries[i].source for i in asked],
             embedder=self._embedder,
             timeout_seconds=timeout_seconds,
         )
-        for i, vector in zip(searched, vectors, strict=True):
-            found[i] = self._find_nearest(state, categories[i], queries[i], vector, now_ms=now_ms)
-        return [
-            self._answer(state, category, query, match, now_ms=now_ms, started_ns=started)
-            for query, category, match in zip(queries, categories, found, strict=True)
-        ]
+        vectors = dict(zip(asked, embedded, strict=True))
+        # Embedding may have taken long: what is served is decided on what is live and known now.
+        state, now_ms = replica.state, self._clock()
+        seq = state.index.applied_seq
+        answers = []
+        for i, query in enumerate(queries):
+            category = state.category(query.category)
+            found = _find(state, category, query, vectors.get(i), now_ms=now_ms)
+            answers.append(
+                self._answer(state, category, query, found, seq=seq, now_ms=now_ms, started_ns=started)
+            )
+        return answers
 
     def _await_seq(self, replica: CacheReplica, seq: int, timeout_seconds: float) -> None:
         limit = self._min_seq_wait_seconds
         replica.wait_for(seq, timeout_seconds=min(limit, timeout_seconds))
-
-    @staticmethod
-    def _find_fingerprint(
-        state: CacheState, category: CategoryRecord, query: LookupQuery, *, now_ms: int
-    ) -> _Found | None:
-        fingerprint = query.fingerprint or normalise_text(query.source.text) or None
-        if fingerprint is None:
-            return None
-        partition = (category.id, query.source.modality)
-        key = split_key(fingerprint_key(query.scope, fingerprint))
-        match = state.index.find_fingerprint(partition, key, now_ms=now_ms)
-        if match is None:
-            return None
-        return _Found(match=match, reason=LookupReason.FINGERPRINT, distance=0.0)
-
-    @staticmethod
-    def _find_nearest(
-        state: CacheState,
-        category: CategoryRecord,
-        query: LookupQuery,
-        vector: NDArray[np.float32],
-        *,
-        now_ms: int,
-    ) -> _Found:
-        partitions = ((category.id, query.source.modality),)
-        encoder_ids = state.index.encoder_ids(partitions)
-        codes = state.encoders.query_codes(vector, encoder_ids, modality=query.source.modality)
-        threshold = applied_threshold(category.policy.threshold, query.threshold)
-        result = state.index.search(
-            SearchRequest(
-                partitions=partitions,
-                vector=vector,
-                codes=codes,
-                k=1,
-                now_ms=now_ms,
-                scope=scope_key(query.scope),
-                threshold=threshold,
-                radii=state.encoders.radii(encoder_ids, threshold),
-            )
-        )
-        nearest = result.matches[0] if result.matches else None
-        distance = nearest.cosine_distance if nearest else result.nearest_distance
-        decision = decide(distance, threshold)
-        if decision.within:
-            reason = LookupReason.WITHIN_THRESHOLD
-        else:
-            reason = LookupReason.NO_CANDIDATE if distance is None else LookupReason.BEYOND_THRESHOLD
-        return _Found(
-            match=nearest if decision.within else None,
-            reason=reason,
-            distance=distance,
-            path=result.path,
-            candidates_examined=result.candidates_examined,
-            query_code=next(iter(codes.values()), None),
-        )
 
     def _answer(
         self,
@@ -219,6 +173,7 @@ class SemanticCache:
         query: LookupQuery,
         found: _Found | None,
         *,
+        seq: int,
         now_ms: int,
         started_ns: int,
     ) -> LookupAnswer:
@@ -231,11 +186,10 @@ class SemanticCache:
             entry_id=found.match.entry_id if found and found.match and reason in _HITS else None,
             now_ms=now_ms,
         )
-        seq, generation = state.index.applied_seq, state.index.generation or ""
         entry, content_type, response, token = "", "", b"", ""
         if found is not None and found.match is not None:
             entry, content_type, response = unpack_payload(found.match.payload)
-            token = self._token(state, category, found, found.match, threshold)
+            token = self._token(state, category, found, found.match, threshold=threshold, seq=seq)
         if reason not in _HITS:
             content_type, response = "", b""
         return LookupAnswer(
@@ -248,19 +202,26 @@ class SemanticCache:
             path=found.path if found else None,
             candidates_examined=found.candidates_examined if found else 0,
             token=token,
-            generation=generation,
+            generation=state.index.generation or "",
             seq=seq,
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
         )
 
     def _token(
-        self, state: CacheState, category: CategoryRecord, found: _Found, match: Match, threshold: float
+        self,
+        state: CacheState,
+        category: CategoryRecord,
+        found: _Found,
+        match: Match,
+        *,
+        threshold: float,
+        seq: int,
     ) -> str:
         token = LookupToken(
             cache_id=state.record.id,
             category_id=category.id,
             entry_id=match.entry_id,
-            seq=state.index.applied_seq,
+            seq=seq,
             time_ns=next(self._token_numbers),
             distance=match.cosine_distance,
             threshold=threshold,
@@ -268,6 +229,80 @@ class SemanticCache:
             query_code=b"" if found.query_code is None else found.query_code.tobytes(),
         )
         return sign_token(token, state.record.token_key)
+
+
+def _find(
+    state: CacheState,
+    category: CategoryRecord,
+    query: LookupQuery,
+    vector: NDArray[np.float32] | None,
+    *,
+    now_ms: int,
+) -> _Found | None:
+    """What the lookup would serve; None: it asked for nothing."""
+    if query.mode is LookupMode.BYPASS:
+        return None
+    found = _find_fingerprint(state, category, query, now_ms=now_ms)
+    if found is not None:
+        return found
+    if vector is None:
+        return _NOTHING
+    return _find_nearest(state, category, query, vector, now_ms=now_ms)
+
+
+def _find_fingerprint(
+    state: CacheState, category: CategoryRecord, query: LookupQuery, *, now_ms: int
+) -> _Found | None:
+    fingerprint = query.fingerprint or text_fingerprint(query.source.text) or None
+    if fingerprint is None:
+        return None
+    partition = (category.id, query.source.modality)
+    key = split_key(fingerprint_key(query.scope, fingerprint))
+    match = state.index.find_fingerprint(partition, key, now_ms=now_ms)
+    if match is None:
+        return None
+    return _Found(match=match, reason=LookupReason.FINGERPRINT, distance=0.0)
+
+
+def _find_nearest(
+    state: CacheState,
+    category: CategoryRecord,
+    query: LookupQuery,
+    vector: NDArray[np.float32],
+    *,
+    now_ms: int,
+) -> _Found:
+    partitions = ((category.id, query.source.modality),)
+    encoder_ids = state.index.encoder_ids(partitions)
+    codes = state.encoders.query_codes(vector, encoder_ids, modality=query.source.modality)
+    threshold = applied_threshold(category.policy.threshold, query.threshold)
+    result = state.index.search(
+        SearchRequest(
+            partitions=partitions,
+            vector=vector,
+            codes=codes,
+            k=1,
+            now_ms=now_ms,
+            scope=scope_key(query.scope),
+            threshold=threshold,
+            radii=state.encoders.radii(encoder_ids, threshold),
+        )
+    )
+    nearest = result.matches[0] if result.matches else None
+    distance = nearest.cosine_distance if nearest else result.nearest_distance
+    decision = decide(distance, threshold)
+    if decision.within:
+        reason = LookupReason.WITHIN_THRESHOLD
+    else:
+        reason = LookupReason.NO_CANDIDATE if distance is None else LookupReason.BEYOND_THRESHOLD
+    return _Found(
+        match=nearest if decision.within else None,
+        reason=reason,
+        distance=distance,
+        path=result.path,
+        candidates_examined=result.candidates_examined,
+        query_code=next(iter(codes.values()), None),
+    )
 
 
 def _served_reason(category: CategoryRecord, query: LookupQuery, found: _Found | None) -> LookupReason:

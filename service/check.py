@@ -1,6 +1,6 @@
 """Verifies the invariants of ARCHITECTURE.md on a store and its index; each finding names what is broken."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,19 +8,24 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select
 
 from hashing.checkpoint import load_encoder
-from hashing.errors import CheckpointError
+from hashing.errors import CheckpointError, HashingError
 from hashing.inference import Encoder
-from index.check import check_generation
-from index.codes import pack
-from index.errors import DamagedGenerationError
-from index.manifest import current_generation
-from index.rows import TOMBSTONE
-from service.coding import from_stored, label_codes_of, vectors_of
+from index.check import NORM_TOLERANCE, check_generation
+from index.codes import pack, word_count
+from index.errors import DamagedGenerationError, IndexFault
+from index.manifest import current_generation, read_manifest
+from index.rows import Rows, SegmentKey
+from service.coding import STORED_DTYPE, from_stored, label_codes_of, vectors_of
 from service.config import Config
 from service.database import reading
+from service.errors import NotFoundError
+from service.feed import to_rows
+from service.keys import fingerprint_key
 from service.records import CacheRecord, EntryRecord
-from service.replica import CacheReplica, index_root
+from service.registry import ACTIVE, RETIRED
+from service.replica import CacheReplica, index_root, is_listed
 from service.rows import (
+    count_entries,
     entry_query,
     read_cache,
     read_categories,
@@ -32,6 +37,16 @@ from service.tables import changes, entries, responses
 
 UNDECIDED_VALUE = 1e-5  # a bit whose value is nearer to 0 may fall on either side
 _CHUNK = 2_000
+_WORD_BYTES = 8
+# Columns of rows, by what a finding calls them; codes and label codes have rules of their own.
+_COMPARED = {
+    "vector": "vectors",
+    "scope": "scopes",
+    "fingerprint": "fingerprints",
+    "expire time": "expire_times",
+}
+
+KeyedRows = tuple[SegmentKey, Rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +59,18 @@ class CheckReport:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoders:
+    """The encoders of a cache that can be read. `labelling`: those whose class codes were issued, the one
+    that decides first."""
+
+    by_id: Mapping[str, Encoder]
+    labelling: Sequence[Encoder]
+    damaged: frozenset[str]
+
+
 def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
-    """Check one cache: counters, feed, codes, generation files, and the index that a server would serve.
+    """Check one cache: counters, feed, entries, generation files, and the index that a server would serve.
 
     Raises:
         NotFoundError: no such cache.
@@ -53,21 +78,39 @@ def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
-        problems = [
-            *_check_counters(connection, record),
-            *_check_feed(connection, record),
-            *_check_codes(connection, record),
-        ]
-    generation, file_problems = _check_files(config, record)
-    problems += file_problems
-    replica = CacheReplica(engine, record, search=config.search, data_dir=config.store.data_dir)
-    entry_count, index_problems = _check_index(engine, replica)
+        encoders, problems = _read_encoders(connection, record)
+        problems += _check_counters(connection, record)
+        problems += _check_feed(connection, record)
+        problems += _check_entries(connection, record, encoders)
+    generation, file_problems = _check_generation(engine, record, config)
+    entry_count, index_problems = _check_index(engine, record, config, encoders)
     return CheckReport(
         cache=cache,
         entry_count=entry_count,
         generation=generation,
-        problems=tuple(problems + index_problems),
+        problems=tuple(problems + file_problems + index_problems),
     )
+
+
+def _read_encoders(connection: Connection, record: CacheRecord) -> tuple[_Encoders, list[str]]:
+    """The active encoder comes first among those that label, then retired ones, newest first: class codes
+    never change once issued, so they agree where they know the same labels."""
+    by_id: dict[str, Encoder] = {}
+    problems = []
+    known = read_encoders(connection, record.id)
+    for found in known:
+        try:
+            by_id[found.encoder_id] = load_encoder(read_weights(connection, record.id, found.encoder_id))
+        except CheckpointError as error:
+            problems.append(f"encoder {found.encoder_id}: {error}")
+    issued = sorted(
+        (found for found in known if found.state in (ACTIVE, RETIRED)),
+        key=lambda found: found.state != ACTIVE,
+    )
+    readable = [by_id[found.encoder_id] for found in issued if found.encoder_id in by_id]
+    labelling = [encoder for encoder in readable if encoder.label_bits is not None]
+    damaged = frozenset(found.encoder_id for found in known) - set(by_id)
+    return _Encoders(by_id, labelling, damaged), problems
 
 
 def _check_counters(connection: Connection, record: CacheRecord) -> Iterator[str]:
@@ -113,110 +156,212 @@ def _check_feed(connection: Connection, record: CacheRecord) -> Iterator[str]:
         yield f"{found} entries have no response"
 
 
-def _check_codes(connection: Connection, record: CacheRecord) -> Iterator[str]:
-    """Every stored code is what its encoder makes of the vector, every label code one that was issued."""
-    encoders: dict[str, Encoder] = {}
-    for known in read_encoders(connection, record.id):
-        try:
-            encoders[known.encoder_id] = load_encoder(read_weights(connection, record.id, known.encoder_id))
-        except CheckpointError as error:
-            yield f"encoder {known.encoder_id}: {error}"
-    labelling = [encoder for encoder in encoders.values() if encoder.label_bits is not None]
+def _check_entries(connection: Connection, record: CacheRecord, encoders: _Encoders) -> Iterator[str]:
+    """Every entry is well formed, and its key and its codes are what follows from the rest of it."""
     for records in scan_entries(connection, entry_query(record.id), chunk=_CHUNK):
-        for encoder_id, modality in sorted({(r.encoder_id or "", r.modality) for r in records}):
-            group = [r for r in records if (r.encoder_id or "", r.modality) == (encoder_id, modality)]
-            if not encoder_id:
-                continue
-            if encoder_id not in encoders:
-                yield f"entries {_names(group)} carry codes of encoder {encoder_id}, which is not there"
-                continue
-            wrong = _wrong_codes(encoders[encoder_id], group, modality=modality)
-            if wrong:
-                yield f"codes of entries {_names(wrong)} are not what encoder {encoder_id} makes of them"
-        coded = [r for r in records if r.label_code is not None]
-        wrong = [
-            r
-            for r, made in zip(coded, _label_codes(labelling, coded), strict=True)
-            if r.label_code not in made
-        ]
+        flaws = [_flaw(record, entry) for entry in records]
+        yield from (f"entry {entry.name}: {flaw}" for entry, flaw in zip(records, flaws, strict=True) if flaw)
+        wrong = [entry for entry in records if entry.fingerprint_key != _fingerprint_key(entry)]
         if wrong:
-            yield f"label codes of entries {_names(wrong)} are of no encoder"
+            yield f"fingerprint keys of entries {_names(wrong)} are not those of their scope and fingerprint"
+        sound = [entry for entry, flaw in zip(records, flaws, strict=True) if flaw is None]
+        yield from _check_codes(sound, encoders)
+        coded = [entry for entry in sound if entry.label_code is not None]
+        made = _label_codes(encoders.labelling, coded)
+        wrong = [entry for entry, code in zip(coded, made, strict=True) if entry.label_code != code]
+        if wrong:
+            yield f"label codes of entries {_names(wrong)} are not those issued for their labels"
 
 
-def _wrong_codes(encoder: Encoder, records: Sequence[EntryRecord], *, modality: str) -> list[EntryRecord]:
-    values = encoder.instance_values(from_stored(vectors_of([r.vector for r in records])), modality=modality)
+def _flaw(cache: CacheRecord, entry: EntryRecord) -> str | None:
+    """What makes an entry one that cannot be served; None for a sound one."""
+    spec = cache.modalities.get(entry.modality)
+    if spec is None:
+        return f"the cache has no modality {entry.modality!r}"
+    if len(entry.vector) != STORED_DTYPE.itemsize * spec.dim:
+        return f"the vector has {len(entry.vector)} bytes, {spec.dim} dimensions need {2 * spec.dim}"
+    norm = float(np.linalg.norm(np.frombuffer(entry.vector, dtype=STORED_DTYPE).astype(np.float64)))
+    if not abs(norm - 1) <= NORM_TOLERANCE:  # `not <=` catches NaN
+        return f"the vector has norm {norm:.4g}, not 1"
+    if (entry.code is None) != (entry.encoder_id is None):
+        return "it has a code without an encoder, or an encoder without a code"
+    for what, code, bits in (
+        ("code", entry.code, cache.code_bits),
+        ("label code", entry.label_code, cache.label_bits),
+    ):
+        if code is not None and len(code) != _WORD_BYTES * word_count(bits):
+            return f"the {what} has {len(code)} bytes, {bits} bits need {_WORD_BYTES * word_count(bits)}"
+    if entry.expire_ms < 1:
+        return f"the expire time is {entry.expire_ms}"
+    return None
+
+
+def _fingerprint_key(entry: EntryRecord) -> bytes | None:
+    return None if entry.fingerprint is None else fingerprint_key(entry.scope, entry.fingerprint)
+
+
+def _check_codes(records: Sequence[EntryRecord], encoders: _Encoders) -> Iterator[str]:
+    """Codes are what their encoder makes of the vectors; of a damaged encoder that is not known."""
+    pairs = {(entry.encoder_id, entry.modality) for entry in records if entry.encoder_id is not None}
+    for encoder_id, modality in sorted(pairs):
+        group = [entry for entry in records if (entry.encoder_id, entry.modality) == (encoder_id, modality)]
+        encoder = encoders.by_id.get(encoder_id)
+        if encoder is None and encoder_id not in encoders.damaged:
+            yield f"entries {_names(group)} carry codes of encoder {encoder_id}, which is not there"
+        if encoder is None:
+            continue
+        codes = np.frombuffer(b"".join(entry.code or b"" for entry in group), dtype="<u8")
+        vectors = vectors_of([entry.vector for entry in group])
+        try:
+            wrong = _wrong_codes(encoder, vectors, codes.reshape(len(group), -1), modality=modality)
+        except HashingError as error:
+            yield f"codes of entries {_names(group)}: encoder {encoder_id}: {error}"
+            continue
+        if wrong.size:
+            named = _names([group[i] for i in wrong.tolist()])
+            yield f"codes of entries {named} are not what encoder {encoder_id} makes of them"
+
+
+def _wrong_codes(
+    encoder: Encoder, vectors: NDArray[np.float16], codes: NDArray[np.uint64], *, modality: str
+) -> NDArray[np.int64]:
+    """Positions int64 [m] of the codes that the encoder would not make. Raises: HashingError."""
+    values = encoder.instance_values(from_stored(vectors), modality=modality)
     made = pack(values > 0)
+    if codes.shape != made.shape:
+        return np.arange(len(codes))
     undecided = pack(np.abs(values) < UNDECIDED_VALUE)
-    stored = np.frombuffer(b"".join(r.code or b"" for r in records), dtype="<u8")
-    if stored.size != made.size:
-        return list(records)
-    differing = ((stored.reshape(made.shape) ^ made) & ~undecided).any(axis=1)
-    return [records[i] for i in np.flatnonzero(differing).tolist()]
+    return np.flatnonzero(((codes ^ made) & ~undecided).any(axis=1))
 
 
-def _label_codes(encoders: Sequence[Encoder], records: Sequence[EntryRecord]) -> list[set[bytes | None]]:
-    """Per record, the label codes that any encoder gives it: issued codes never change."""
-    made: list[set[bytes | None]] = [set() for _ in records]
+def _label_codes(encoders: Sequence[Encoder], records: Sequence[EntryRecord]) -> list[bytes | None]:
+    """Per entry, the label code of the first encoder that knows all of its labels; None where none does."""
+    made: list[bytes | None] = [None] * len(records)
     for encoder in encoders:
-        for codes, code in zip(made, label_codes_of(encoder, [r.labels for r in records]), strict=True):
-            codes.add(code)
+        codes = label_codes_of(encoder, [entry.labels for entry in records])
+        made = [code if before is None else before for before, code in zip(made, codes, strict=True)]
     return made
 
 
-def _check_files(config: Config, record: CacheRecord) -> tuple[str, list[str]]:
+def _check_generation(engine: Engine, record: CacheRecord, config: Config) -> tuple[str, list[str]]:
+    """The files of the current generation are whole, and of this store."""
     root = index_root(config.store.data_dir, record.id)
+    name = None
     try:
         name = current_generation(root)
+        if name is None:
+            return "", []
+        owner = read_manifest(root, name).cache
     except DamagedGenerationError as error:
-        return "", [str(error)]
-    if name is None:
-        return "", []
-    return name, check_generation(root, name)
-
-
-def _check_index(engine: Engine, replica: CacheReplica) -> tuple[int, list[str]]:
-    """Every row of the store is in exactly one live segment position, equal to what is stored."""
-    state = replica.state
-    positions: dict[int, tuple[int, str | None, NDArray[np.uint64] | None, int]] = {}
-    problems = []
-    for key, view in state.index.segment_views():
-        for offset in np.flatnonzero(view.expire_times != TOMBSTONE):
-            row_id = int(view.entry_ids[offset])
-            if row_id in positions:
-                problems.append(f"row {row_id} is in two positions of the index")
-            code = None if view.codes is None else view.codes[offset]
-            positions[row_id] = (key.category_id, key.encoder_id, code, int(view.expire_times[offset]))
-    entry_count = 0
+        return name or "", [str(error)]
+    problems = check_generation(root, name)
     with reading(engine) as connection:
-        seq = read_cache(connection, state.record.name).seq
-        for records in scan_entries(connection, entry_query(state.record.id), chunk=_CHUNK):
-            entry_count += len(records)
-            for record in records:
-                found = positions.pop(record.id, None)
-                if found is None:
-                    problems.append(f"entry {record.name} is not in the index")
-                elif difference := _difference(record, found):
-                    problems.append(f"entry {record.name}: the index has another {difference} than the store")
+        if not is_listed(connection, record, owner):
+            problems.append(f"generation {name} was not built from this store as it is now")
+    return name, problems
+
+
+def _check_index(
+    engine: Engine, record: CacheRecord, config: Config, encoders: _Encoders
+) -> tuple[int, list[str]]:
+    """Every row of the store is in exactly one live segment position, equal to what is stored."""
+    try:
+        replica = CacheReplica(engine, record, search=config.search, data_dir=config.store.data_dir)
+    except (HashingError, IndexFault, NotFoundError, ValueError) as error:
+        # ValueError: of numpy, for stored bytes that are no row of an array; the entry was named before.
+        with reading(engine) as connection:
+            return count_entries(connection, record.id), [f"the index cannot be opened: {error}"]
+    state = replica.state
+    problems: list[str] = []
+    id_parts = [np.empty(0, dtype=np.int64)]
+    with reading(engine) as connection:
+        seq = read_cache(connection, record.name).seq
+        for records in scan_entries(connection, entry_query(record.id), chunk=_CHUNK):
+            ids = np.array([entry.id for entry in records], dtype=np.int64)
+            id_parts.append(ids)
+            problems += _compare(state.record, records, state.index.rows_of(ids), encoders)
+    stored_ids = np.concatenate(id_parts)
     if seq != state.index.applied_seq:
-        return entry_count, ["the store changed during the check: run it again, or stop the writers"]
-    problems += [f"row {row_id} is in the index and not in the store" for row_id in sorted(positions)]
-    return entry_count, problems
+        problems = ["the store changed during the check: run it again, or stop the writers"]
+        return stored_ids.size, problems
+    unknown = np.setdiff1d(state.index.live_ids(), stored_ids).tolist()
+    problems += [f"row {row_id} is in the index and not in the store" for row_id in unknown]
+    return stored_ids.size, problems
 
 
-def _difference(
-    record: EntryRecord, found: tuple[int, str | None, NDArray[np.uint64] | None, int]
-) -> str | None:
-    category_id, encoder_id, code, expire_ms = found
-    if category_id != record.category_id:
-        return "category"
-    if expire_ms != record.expire_ms:
-        return "expire time"
-    # A row that a build coded later is served by its vector until the next generation.
-    if encoder_id is not None and encoder_id == record.encoder_id:
-        assert code is not None
-        if code.tobytes() != record.code:
-            return "code"
-    return None
+def _compare(
+    cache: CacheRecord, records: Sequence[EntryRecord], served: Sequence[KeyedRows], encoders: _Encoders
+) -> Iterator[str]:
+    """Compare entries with the rows of theirs that are served."""
+    names = {entry.id: entry.name for entry in records}
+    ids, counts = np.unique(np.concatenate([[], *(rows.entry_ids for _, rows in served)]), return_counts=True)
+    for row_id in ids[counts > 1].tolist():
+        yield f"entry {names[int(row_id)]} is in two positions of the index"
+    for row_id in sorted(set(names) - set(ids.tolist())):
+        yield f"entry {names[row_id]} is not in the index"
+    sound = [entry for entry in records if _flaw(cache, entry) is None]
+    for stored in to_rows(cache, sound):
+        for found in served:
+            for row_id, what in _differences(stored, found, encoders):
+                yield f"entry {names[row_id]}: the index has another {what} than the store"
+
+
+def _differences(stored: KeyedRows, served: KeyedRows, encoders: _Encoders) -> Iterator[tuple[int, str]]:
+    """(entry id, what differs) of the rows that both have."""
+    common, of_stored, of_served = np.intersect1d(
+        stored[1].entry_ids, served[1].entry_ids, assume_unique=True, return_indices=True
+    )
+    if not common.size:
+        return
+    key, rows = stored[0], stored[1].take(of_stored)
+    served_key, served_rows = served[0], served[1].take(of_served)
+    for what in ("category_id", "modality"):
+        if getattr(key, what) != getattr(served_key, what):
+            yield from ((row_id, what.removesuffix("_id")) for row_id in common.tolist())
+    differing = {
+        what: _unequal(getattr(rows, name), getattr(served_rows, name)) for what, name in _COMPARED.items()
+    }
+    differing["code"] = _unequal_codes((key, rows), (served_key, served_rows), encoders)
+    differing["label code"] = _unequal_label_codes((key, rows), (served_key, served_rows))
+    differing["payload"] = np.array(
+        [rows.payloads[i] != served_rows.payloads[i] for i in range(len(rows))], dtype=np.bool_
+    )
+    for what, mask in differing.items():
+        yield from ((row_id, what) for row_id in common[mask].tolist())
+
+
+def _unequal_codes(stored: KeyedRows, served: KeyedRows, encoders: _Encoders) -> NDArray[np.bool_]:
+    """bool [n]. A build that ended early may have coded a row whose index row keeps the code of before."""
+    (key, rows), (served_key, served_rows) = stored, served
+    if served_rows.codes is None or served_key.encoder_id is None:
+        return np.zeros(len(rows), dtype=np.bool_)
+    if served_key.encoder_id == key.encoder_id and rows.codes is not None:
+        return _unequal(rows.codes, served_rows.codes)
+    mask = np.ones(len(rows), dtype=np.bool_)
+    encoder = encoders.by_id.get(served_key.encoder_id)
+    if encoder is not None and key.encoder_id is not None and key.modality in encoder.modalities:
+        mask[:] = False
+        mask[_wrong_codes(encoder, rows.vectors, served_rows.codes, modality=key.modality)] = True
+    return mask
+
+
+def _unequal_label_codes(stored: KeyedRows, served: KeyedRows) -> NDArray[np.bool_]:
+    """bool [n]. As with codes: a row that was coded later may have got its label code with that."""
+    (key, rows), (served_key, served_rows) = stored, served
+    differing = _unequal(rows.label_codes, served_rows.label_codes)
+    differing |= rows.label_mask != served_rows.label_mask
+    if served_key.encoder_id != key.encoder_id:
+        differing &= served_rows.label_mask
+    return differing
+
+
+def _unequal(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """bool [n]: which rows differ."""
+    count = len(first)
+    if first.shape != second.shape:
+        return np.ones(count, dtype=np.bool_)
+    differing: NDArray[np.bool_] = (first != second).reshape(count, -1).any(axis=1)
+    return differing
 
 
 def _names(records: Sequence[EntryRecord]) -> str:

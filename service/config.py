@@ -30,6 +30,7 @@ class ServerConfig:
     address: str = "127.0.0.1:7700"
     threads: int = 16
     max_concurrent_calls: int = 256
+    max_streams: int = 4
     grace_seconds: float = 10.0
     max_message_bytes: int = 64 * 1024 * 1024
     max_batch: int = 256
@@ -43,6 +44,7 @@ class ServerConfig:
             "server",
             threads=self.threads,
             max_concurrent_calls=self.max_concurrent_calls,
+            max_streams=self.max_streams,
             max_message_bytes=self.max_message_bytes,
             max_batch=self.max_batch,
             max_response_bytes=self.max_response_bytes,
@@ -149,8 +151,10 @@ class UpdateConfig:
     min_labelled_rows: int = 100
     poll_seconds: float = 5.0
     lease_seconds: float = 60.0
+    retry_seconds: float = 300.0
     max_map_drop: float = 0.01
     max_gate_rows: int = 5_000
+    max_update_rows: int = 20_000
 
     def __post_init__(self) -> None:
         _positive(
@@ -158,7 +162,9 @@ class UpdateConfig:
             min_labelled_rows=self.min_labelled_rows,
             poll_seconds=self.poll_seconds,
             lease_seconds=self.lease_seconds,
+            retry_seconds=self.retry_seconds,
             max_gate_rows=self.max_gate_rows,
+            max_update_rows=self.max_update_rows,
         )
         if not 0 <= self.max_map_drop <= 1:
             raise ConfigurationError("[update] max_map_drop", f"must be in [0, 1], is {self.max_map_drop}")
@@ -248,6 +254,10 @@ def _read_section(
         if key not in hints:
             raise ConfigurationError(f"[{section}] {key}", "unknown key")
     read = {key: _typed(section, key, values[key], hints[key]) for key in values}
+    prefix = f"NEARHIT_{section.upper()}_"
+    for variable in environment:
+        if variable.startswith(prefix) and variable.removeprefix(prefix).lower() not in hints:
+            raise ConfigurationError(variable, f"names no key of [{section}]")
     for key, hint in hints.items():
         variable = f"NEARHIT_{section.upper()}_{key.upper()}"
         if variable in environment:

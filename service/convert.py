@@ -23,9 +23,9 @@ from service.keys import (
     cache_name,
     check_id,
     child_name,
-    normalise_text,
     parse_cache,
     parse_child,
+    text_fingerprint,
 )
 from service.records import EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
@@ -36,6 +36,9 @@ KEY_BYTES = 1024
 TERM_COUNT = 32
 TERM_CHARACTERS = 128
 REQUEST_ID_CHARACTERS = 64
+CONTENT_TYPE_CHARACTERS = 255
+SELECTOR_VALUES = 10_000
+MOST_SECONDS = 10**12  # either side of the epoch: what milliseconds hold, and far beyond any Timestamp
 TOP_K_DEFAULT = 10
 TOP_K_MOST = 1_000
 PAGE_DEFAULT = 100
@@ -53,6 +56,12 @@ _REASONS = {
 }
 _PATHS = {path: cast(pb.SearchPath, pb.SearchPath.Value(f"SEARCH_PATH_{path.name}")) for path in SearchPath}
 _PATHS_BY_NUMBER: dict[int, SearchPath] = {number: path for path, number in _PATHS.items()}
+_CODE_KINDS = (
+    search_pb.CODE_KIND_UNSPECIFIED,
+    search_pb.CODE_KIND_INSTANCE,
+    search_pb.CODE_KIND_LABEL,
+)
+_VIEWS = (pb.ENTRY_VIEW_UNSPECIFIED, pb.ENTRY_VIEW_BASIC, pb.ENTRY_VIEW_FULL)
 TTL_MODES: dict[int, str] = {pb.TTL_MODE_ABSOLUTE: "absolute", pb.TTL_MODE_SLIDING: "sliding"}
 TTL_MODE_NUMBERS = {"absolute": pb.TTL_MODE_ABSOLUTE, "sliding": pb.TTL_MODE_SLIDING}
 VERDICTS: dict[int, str] = {
@@ -76,7 +85,7 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
     """The cache's id and the lookup. Raises: InvalidRequestError."""
     cache, category = parse_child(request.category, "categories")
     source = _input(request.query)
-    if source.embedding is None and not source.text.strip() and not request.fingerprint:
+    if source.is_empty and not request.fingerprint:
         raise InvalidRequestError(
             "a lookup needs an embedding, a text or a fingerprint", reason="NOTHING_TO_LOOK_UP"
         )
@@ -86,8 +95,8 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
     return cache, LookupQuery(
         category=category,
         source=source,
-        scope=_text(request.scope, field="scope", most_bytes=KEY_BYTES),
-        fingerprint=_text(request.fingerprint, field="fingerprint", most_bytes=KEY_BYTES) or None,
+        scope=check_text(request.scope, field="scope", most_bytes=KEY_BYTES),
+        fingerprint=check_text(request.fingerprint, field="fingerprint", most_bytes=KEY_BYTES) or None,
         mode=_MODES[request.mode],
         threshold=check_threshold(request.threshold) if request.HasField("threshold") else None,
         min_seq=request.min_seq,
@@ -120,13 +129,13 @@ def to_store(request: cache_pb.StoreRequest, *, max_response_bytes: int) -> Stor
     cache, category = parse_child(entry.category, "categories")
     name = _entry_of(entry.name, cache, field="entry.name") if entry.name else ""
     replaced = _entry_of(request.replace_entry, cache, field="replace_entry") if request.replace_entry else ""
-    if len(request.request_id) > REQUEST_ID_CHARACTERS:
-        raise _too_large("request_id", f"{REQUEST_ID_CHARACTERS} characters")
     values = to_entry_values(entry, max_response_bytes=max_response_bytes)
     values |= {
         "name": name,
         "replace_name": replaced,
-        "request_id": _text(request.request_id, field="request_id", most_bytes=4 * REQUEST_ID_CHARACTERS),
+        "request_id": _short_text(
+            request.request_id, field="request_id", most_characters=REQUEST_ID_CHARACTERS
+        ),
         "request_digest": hashlib.blake2b(
             request.SerializeToString(deterministic=True), digest_size=16
         ).digest(),
@@ -143,17 +152,19 @@ def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, An
             size_bytes=len(entry.response),
             max_bytes=max_response_bytes,
         )
-    text = _text(entry.text, field="text", most_bytes=TEXT_BYTES)
-    fingerprint = _text(entry.fingerprint, field="fingerprint", most_bytes=KEY_BYTES)
+    text = check_text(entry.text, field="text", most_bytes=TEXT_BYTES)
+    fingerprint = check_text(entry.fingerprint, field="fingerprint", most_bytes=KEY_BYTES)
     return {
-        "scope": _text(entry.scope, field="scope", most_bytes=KEY_BYTES),
-        "fingerprint": fingerprint or normalise_text(text) or None,
+        "scope": check_text(entry.scope, field="scope", most_bytes=KEY_BYTES),
+        "fingerprint": fingerprint or text_fingerprint(text) or None,
         "text": text,
         "labels": _terms(entry.labels, field="labels"),
-        "tags": _terms(entry.tags, field="tags"),
-        "source": _text(entry.source, field="source", most_bytes=KEY_BYTES),
+        "tags": tuple(sorted(set(_terms(entry.tags, field="tags")))),
+        "source": check_text(entry.source, field="source", most_bytes=KEY_BYTES),
         "response": entry.response,
-        "content_type": _text(entry.content_type, field="content_type", most_bytes=255),
+        "content_type": _short_text(
+            entry.content_type, field="content_type", most_characters=CONTENT_TYPE_CHARACTERS
+        ),
         "ttl_ms": to_ttl(entry.ttl) if entry.HasField("ttl") else None,
         "ttl_mode": to_ttl_mode(entry.ttl_mode),
     }
@@ -165,7 +176,7 @@ def entry_input(entry: pb.Entry) -> Input:
         embedding=to_embedding(entry.embedding) if entry.embedding else None,
         text=entry.text,
         modality=entry.modality or DEFAULT_MODALITY,
-        embedder_id=_text(entry.embedder_id, field="embedder_id", most_bytes=KEY_BYTES),
+        embedder_id=check_text(entry.embedder_id, field="embedder_id", most_bytes=KEY_BYTES),
     )
 
 
@@ -183,10 +194,13 @@ def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry)
         labels=row.labels,
         tags=row.tags,
         source=row.source,
+        ttl_mode=TTL_MODE_NUMBERS[stored.ttl_mode],
         create_time=to_timestamp(stored.create_ms),
         seq=stored.seq,
         encoder=child_name(cache, "encoders", row.coding.encoder_id) if row.coding else "",
     )
+    if stored.ttl_ms is not None:
+        entry.ttl.CopyFrom(to_duration(stored.ttl_ms))
     if stored.expire_ms != NEVER_MS:
         entry.expire_time.CopyFrom(to_timestamp(stored.expire_ms))
     return entry
@@ -231,13 +245,16 @@ def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
         )
     if request.path not in (pb.SEARCH_PATH_UNSPECIFIED, *_PATHS_BY_NUMBER):
         raise InvalidRequestError(f"unknown path {request.path}", reason="UNKNOWN_VALUE")
+    if request.code_kind not in _CODE_KINDS:
+        raise InvalidRequestError(f"unknown code_kind {request.code_kind}", reason="UNKNOWN_VALUE")
+    check_view(request.view)
     _check_seq(request.min_seq)
     return cache, SearchQuery(
         source=_input(request.query),
         top_k=request.top_k or TOP_K_DEFAULT,
         categories=tuple(dict.fromkeys(_child_of(name, cache, "categories") for name in request.categories)),
         tags=_terms(request.tags, field="tags"),
-        scope=_text(request.scope, field="scope", most_bytes=KEY_BYTES)
+        scope=check_text(request.scope, field="scope", most_bytes=KEY_BYTES)
         if request.HasField("scope")
         else None,
         path=_PATHS_BY_NUMBER.get(request.path),
@@ -258,7 +275,7 @@ def from_search(cache: str, answer: SearchAnswer, *, full: bool) -> search_pb.Se
     )
     for match, name in answer.named_matches():
         category = answer.state.category_names[match.category_id]
-        record = answer.entries.get(match.entry_id)
+        record = answer.entries.get(match.entry_id) if answer.entries is not None else None
         if record is not None:
             entry = from_entry(cache, category, record, full=full)
         else:
@@ -311,8 +328,32 @@ def to_timestamp(milliseconds: int) -> Timestamp:
 
 
 def from_timestamp(timestamp: Timestamp) -> int:
-    """A Timestamp as milliseconds since the epoch."""
+    """A Timestamp as milliseconds since the epoch. Raises: InvalidRequestError: no time that can be kept."""
+    if abs(timestamp.seconds) > MOST_SECONDS:
+        raise InvalidRequestError(
+            f"{timestamp.seconds} seconds since the epoch are no time of an entry", reason="INVALID_TIME"
+        )
     return timestamp.seconds * 1000 + timestamp.nanos // 1_000_000
+
+
+def check_view(view: int) -> bool:
+    """Whether all of an entry is asked for. Raises: InvalidRequestError: unknown view."""
+    if view not in _VIEWS:
+        raise InvalidRequestError(f"unknown view {view}", reason="UNKNOWN_VALUE")
+    return view == pb.ENTRY_VIEW_FULL
+
+
+def check_selectors(request: cache_pb.InvalidateRequest) -> None:
+    """Raise InvalidRequestError unless every selector has values that an entry can have, and not too many."""
+    for field in ("entries", "categories", "tags", "sources"):
+        if len(getattr(request, field)) > SELECTOR_VALUES:
+            raise _too_large(field, f"{SELECTOR_VALUES} values")
+    for tag in request.tags:
+        _check_term(tag, field="tags")
+    for source in request.sources:
+        if not source:  # most entries have none: that they are all meant is hardly meant
+            raise InvalidRequestError("sources: a value is empty", reason="INVALID_VALUE", field="sources")
+        check_text(source, field="sources", most_bytes=KEY_BYTES)
 
 
 def check_batch_size(count: int, *, most: int) -> None:
@@ -359,7 +400,7 @@ def _child_of(name: str, cache: str, collection: str) -> str:
 def _input(query: pb.Query) -> Input:
     return Input(
         embedding=to_embedding(query.embedding) if query.embedding else None,
-        text=_text(query.text, field="text", most_bytes=TEXT_BYTES),
+        text=check_text(query.text, field="text", most_bytes=TEXT_BYTES),
         modality=query.modality or DEFAULT_MODALITY,
         embedder_id=query.embedder_id,
     )
@@ -368,22 +409,32 @@ def _input(query: pb.Query) -> Input:
 def _terms(values: Sequence[str], *, field: str) -> tuple[str, ...]:
     if len(values) > TERM_COUNT:
         raise _too_large(field, f"{TERM_COUNT} values")
-    for value in values:
-        if not value or len(value) > TERM_CHARACTERS:
-            raise InvalidRequestError(
-                f"{field}: a value has 1 to {TERM_CHARACTERS} characters, not {len(value)}",
-                reason="INVALID_VALUE",
-                field=field,
-            )
-    return tuple(_text(value, field=field, most_bytes=4 * TERM_CHARACTERS) for value in values)
+    return tuple(_check_term(value, field=field) for value in values)
 
 
-def _text(value: str, *, field: str, most_bytes: int) -> str:
+def _check_term(value: str, *, field: str) -> str:
+    if not value or len(value) > TERM_CHARACTERS:
+        raise InvalidRequestError(
+            f"{field}: a value has 1 to {TERM_CHARACTERS} characters, not {len(value)}",
+            reason="INVALID_VALUE",
+            field=field,
+        )
+    return check_text(value, field=field, most_bytes=4 * TERM_CHARACTERS)
+
+
+def check_text(value: str, *, field: str, most_bytes: int) -> str:
+    """`value`, if it is no larger and can be stored. Raises: InvalidRequestError."""
     if len(value.encode()) > most_bytes:
         raise _too_large(field, f"{most_bytes} bytes")
     if "\0" in value:
         raise InvalidRequestError(f"{field} holds a NUL character", reason="INVALID_VALUE", field=field)
     return value
+
+
+def _short_text(value: str, *, field: str, most_characters: int) -> str:
+    if len(value) > most_characters:
+        raise _too_large(field, f"{most_characters} characters")
+    return check_text(value, field=field, most_bytes=4 * most_characters)
 
 
 def _check_seq(min_seq: int) -> None:

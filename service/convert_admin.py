@@ -9,9 +9,17 @@ from nearhit.v1 import resources_pb2 as pb
 
 from index.vector_index import VectorIndex
 from service.cache import check_threshold
-from service.convert import TTL_MODE_NUMBERS, to_duration, to_timestamp, to_ttl, to_ttl_mode
+from service.convert import (
+    KEY_BYTES,
+    TTL_MODE_NUMBERS,
+    check_text,
+    to_duration,
+    to_timestamp,
+    to_ttl,
+    to_ttl_mode,
+)
 from service.errors import InvalidRequestError
-from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
+from service.keys import cache_name, child_name
 from service.records import (
     CacheRecord,
     CategoryRecord,
@@ -21,7 +29,6 @@ from service.records import (
     Policy,
 )
 
-DIM_MOST = 8192
 DESCRIPTION_CHARACTERS = 256
 _EVICTIONS = {pb.EVICTION_UNSPECIFIED: "lru", pb.EVICTION_LRU: "lru", pb.EVICTION_LFU: "lfu"}
 _EVICTION_NUMBERS = {"lru": pb.EVICTION_LRU, "lfu": pb.EVICTION_LFU}
@@ -48,20 +55,14 @@ def to_new_cache(cache: pb.Cache) -> dict[str, Any]:
     """What `create_cache` takes. Raises: InvalidRequestError."""
     modalities: dict[str, ModalitySpec] = {}
     for spec in cache.modalities:
-        check_id(spec.modality, MODALITY_PATTERN, field="modality")
         if spec.modality in modalities:
             raise InvalidRequestError(f"modality {spec.modality!r} is given twice", reason="INVALID_MODALITY")
-        if not 1 <= spec.dim <= DIM_MOST:
-            raise InvalidRequestError(
-                f"dim must be in [1, {DIM_MOST}], is {spec.dim}", reason="INVALID_DIM", field="dim"
-            )
-        modalities[spec.modality] = ModalitySpec(dim=spec.dim, embedder_id=spec.embedder_id)
-    if not modalities:
-        raise InvalidRequestError("a cache needs a modality", reason="INVALID_MODALITY")
+        embedder_id = check_text(spec.embedder_id, field="embedder_id", most_bytes=KEY_BYTES)
+        modalities[spec.modality] = ModalitySpec(dim=spec.dim, embedder_id=embedder_id)
     return {
         "modalities": modalities,
-        "code_bits": _bits(cache.code_bits or 256, field="code_bits"),
-        "label_bits": _bits(cache.label_bits or 64, field="label_bits"),
+        "code_bits": cache.code_bits or 256,
+        "label_bits": cache.label_bits or 64,
         "description": to_description(cache.description),
     }
 
@@ -229,11 +230,3 @@ def _policy_values(category: pb.Category, fields: Sequence[str]) -> dict[str, An
         "shadow": category.shadow,
     }
     return {_POLICY_COLUMNS.get(field, field): values[field] for field in fields}
-
-
-def _bits(value: int, *, field: str) -> int:
-    if not 64 <= value <= 1024 or value % 64:
-        raise InvalidRequestError(
-            f"{field} must be in 64..1024 in steps of 64, is {value}", reason="INVALID_BITS", field=field
-        )
-    return value

@@ -11,12 +11,18 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 import migrations
 from service.config import StoreConfig
 from service.errors import MigrationError, StoreUnavailableError
 
 _BUSY_MS = 10_000
+_CONNECT_SECONDS = 5
+_STATEMENT_MS = 60_000
+# More than the threads that a server has by default, so that calls do not wait for each other's connections.
+_POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 56, "pool_timeout": 10.0}
+_MIGRATION_LOCK = 0x6E656172
 
 
 def open_engine(config: StoreConfig) -> Engine:
@@ -26,10 +32,16 @@ def open_engine(config: StoreConfig) -> Engine:
     """
     url = make_url(config.url)
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+        limits = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "tcp_user_timeout": _CONNECT_SECONDS * 1000,
+            "options": f"-c statement_timeout={_STATEMENT_MS}",
+        }
+        return create_engine(url, pool_pre_ping=True, connect_args=limits, **_POOL)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False})
+    waits = {"timeout": _BUSY_MS / 1000, "check_same_thread": False}
+    engine = create_engine(url, connect_args=waits, **_POOL)
     synchronous = "FULL" if config.durability == "full" else "NORMAL"
 
     @event.listens_for(engine, "connect")
@@ -80,6 +92,8 @@ def _translated() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise StoreUnavailableError(f"the database cannot be used: {error.orig}") from error
+    except PoolTimeoutError as error:
+        raise StoreUnavailableError(f"all connections to the database are in use: {error}") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise StoreUnavailableError(f"the database went away: {error.orig}") from error
@@ -93,6 +107,8 @@ def migrate(engine: Engine, *, revision: str = "head") -> str:
         StoreUnavailableError: the database cannot be reached.
     """
     with writing(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         current = schema_revision(connection)
         script = ScriptDirectory.from_config(_alembic(connection))
         target = script.get_current_head() if revision == "head" else revision

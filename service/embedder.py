@@ -11,9 +11,10 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,22 +37,23 @@ class EmbedderSpec:
 
 
 class Embedder:
-    """Owns the process. A process that dies or does not answer in time is replaced at the next call."""
+    """Owns the process, and one thread that speaks to it. A process that dies, or does not answer within
+    `timeout_seconds`, is replaced at the next call. A caller who waits less leaves the process alone."""
 
-    def __init__(self, config: EmbedderConfig) -> None:
+    def __init__(self, config: EmbedderConfig, *, command: Sequence[str] = ()) -> None:
+        """`command` starts another process that speaks the same frames; default: the configured model's."""
         self._config = config
-        self._lock = threading.Lock()  # guards _process: one request at a time
-        self._process: subprocess.Popen[bytes] | None = None
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
+        self._command = command or (sys.executable, "-m", "service.embedder_process", config.model)
+        self._process: subprocess.Popen[bytes] | None = None  # the thread's own
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
         self.spec: EmbedderSpec | None = None
 
     def start(self) -> EmbedderSpec:
         """Start the process and wait until its model is loaded. Raises: EmbedderUnavailableError."""
-        with self._lock:
-            self._require_process()
-            if self.spec is None:
-                raise EmbedderUnavailableError("the embedder did not say what it is")
-            return self.spec
+        self._thread.submit(self._require_process).result()
+        if self.spec is None:
+            raise EmbedderUnavailableError("the embedder did not say what it is")
+        return self.spec
 
     def embed(self, texts: Sequence[str], *, timeout_seconds: float) -> NDArray[np.float32]:
         """Embed texts to float32 [n, dim], L2-normalised by the model.
@@ -59,63 +61,71 @@ class Embedder:
         Raises:
             EmbedderUnavailableError: it died, failed, or did not answer in time.
         """
-        limit = self._config.timeout_seconds
-        wait = min(limit, timeout_seconds)
-        if not self._lock.acquire(timeout=wait):
-            raise EmbedderUnavailableError(f"the embedder is busy for over {wait:.1f} s")
+        most = self._config.max_texts
+        parts = [list(texts[start : start + most]) for start in range(0, len(texts), most)]
+        answer = self._thread.submit(lambda: [self._embed(part) for part in parts])
+        wait = min(self._config.timeout_seconds * len(parts), timeout_seconds)
         try:
-            return self._embed_locked(texts, wait)
-        finally:
-            self._lock.release()
+            return np.concatenate(answer.result(timeout=wait))
+        except FutureTimeoutError as error:
+            answer.cancel()
+            raise EmbedderUnavailableError(f"the embedder did not answer within {wait:.1f} s") from error
 
     def stop(self) -> None:
         """End the process."""
-        with self._lock:
-            self._kill()
-        self._reader.shutdown()
+        self._thread.shutdown(cancel_futures=True)
+        self._end_process()
 
-    def _embed_locked(self, texts: Sequence[str], wait: float) -> NDArray[np.float32]:
-        parts = []
-        for start in range(0, len(texts), self._config.max_texts):
-            request = json.dumps(list(texts[start : start + self._config.max_texts])).encode()
-            answer = self._exchange(self._require_process(), request, wait)
-            (dim,) = _LENGTH.unpack_from(answer)
-            if dim == 0:
-                raise EmbedderUnavailableError(f"the embedder failed: {answer[_LENGTH.size :].decode()}")
-            parts.append(np.frombuffer(answer, dtype="<f4", offset=_LENGTH.size).reshape(-1, dim))
-        return np.concatenate(parts)
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        process = self._require_process()
+        with self._killed_after(process, self._config.timeout_seconds):
+            assert process.stdin is not None
+            write_frame(process.stdin, json.dumps(texts).encode())
+            answer = _read_frame(process.stdout)
+        (dim,) = _LENGTH.unpack_from(answer)
+        if dim == 0:
+            raise EmbedderUnavailableError(f"the embedder failed: {answer[_LENGTH.size :].decode()}")
+        return np.frombuffer(answer, dtype="<f4", offset=_LENGTH.size).reshape(-1, dim)
 
     def _require_process(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._kill()
-        command = [sys.executable, "-m", "service.embedder_process", self._config.model]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._end_process()
+        try:
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise EmbedderUnavailableError(f"the embedder cannot be started: {error}") from error
         self._process = process
-        greeting = self._await(self._reader.submit(_read_frame, process.stdout), self._config.start_seconds)
-        self.spec = EmbedderSpec(**json.loads(greeting))
+        with self._killed_after(process, self._config.start_seconds):
+            greeting = _read_frame(process.stdout)
+        try:
+            self.spec = EmbedderSpec(**json.loads(greeting))
+        except (ValueError, TypeError) as error:
+            self._end_process()
+            raise EmbedderUnavailableError("the embedder did not say what it is") from error
         logger.info("embedder %s is ready", self.spec.embedder_id)
         return process
 
-    def _exchange(self, process: subprocess.Popen[bytes], request: bytes, wait: float) -> bytes:
-        def exchange() -> bytes:
-            assert process.stdin is not None
-            write_frame(process.stdin, request)
-            return _read_frame(process.stdout)
+    @contextmanager
+    def _killed_after(self, process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+        """Kill a process that does not answer in time, which ends the reading.
 
-        return self._await(self._reader.submit(exchange), wait)
-
-    def _await(self, answer: "Future[bytes]", seconds: float) -> bytes:
+        Raises: EmbedderUnavailableError.
+        """
+        alarm = threading.Timer(seconds, process.kill)
+        alarm.start()
         try:
-            return answer.result(timeout=seconds)
-        except FutureTimeoutError as error:
-            self._kill()
-            raise EmbedderUnavailableError(f"the embedder did not answer within {seconds:.1f} s") from error
+            yield
         except OSError as error:
-            self._kill()
-            raise EmbedderUnavailableError(f"the embedder process ended: {error}") from error
+            self._end_process()
+            raise EmbedderUnavailableError(
+                f"the embedder process ended or did not answer within {seconds:.1f} s: {error}"
+            ) from error
+        finally:
+            alarm.cancel()
+            alarm.join()
 
-    def _kill(self) -> None:
+    def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
@@ -123,10 +133,8 @@ class Embedder:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):  # unsent bytes of a dead process
                     pipe.close()
-                except BrokenPipeError:
-                    continue  # unsent bytes of a dead process
 
 
 def write_frame(pipe: IO[bytes], content: bytes) -> None:

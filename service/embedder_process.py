@@ -1,6 +1,5 @@
 """The embedder's own process: `python -m service.embedder_process MODEL`; see embedder.py for the frames."""
 
-import contextlib
 import json
 import os
 import sys
@@ -43,16 +42,17 @@ def main() -> int:
         print("usage: python -m service.embedder_process minilm", file=sys.stderr)
         return 2
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    with contextlib.redirect_stdout(sys.stderr):  # a library's print must not end up between frames
-        embed = load_minilm()
-        dim = embed(["ready"]).shape[1]
-        write_frame(answers, json.dumps({"embedder_id": MINILM_ID, "dim": dim}).encode())
-        while (request := read_frame(sys.stdin.buffer)) is not None:
-            try:
-                answer = pack_embeddings(embed(json.loads(request)))
-            except (RuntimeError, ValueError) as error:
-                answer = pack_failure(str(error))
-            write_frame(answers, answer)
+    # What a library prints, from C too, must not end up between frames.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    embed = load_minilm()
+    dim = embed(["ready"]).shape[1]
+    write_frame(answers, json.dumps({"embedder_id": MINILM_ID, "dim": dim}).encode())
+    while (request := read_frame(sys.stdin.buffer)) is not None:
+        try:
+            answer = pack_embeddings(embed(json.loads(request)))
+        except (RuntimeError, ValueError) as error:
+            answer = pack_failure(str(error))
+        write_frame(answers, answer)
     return 0
 
 

@@ -23,6 +23,11 @@ class Input:
     modality: str = DEFAULT_MODALITY
     embedder_id: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to make a vector of."""
+        return self.embedding is None and not self.text.strip()
+
 
 def embed_inputs(
     cache: CacheRecord, inputs: Sequence[Input], *, embedder: Embedder | None, timeout_seconds: float
@@ -77,7 +82,7 @@ def _embed(
     cache: CacheRecord, inputs: Sequence[Input], *, embedder: Embedder | None, timeout_seconds: float
 ) -> NDArray[np.float32]:
     for source in inputs:
-        if not source.text.strip():
+        if source.is_empty:
             raise InvalidRequestError("neither an embedding nor a text is given", reason="NOTHING_TO_EMBED")
         if source.modality != DEFAULT_MODALITY:
             raise InvalidRequestError(

@@ -22,9 +22,10 @@ class Lifetime:
 def lifetime(item: NewEntry, policy: Policy, *, now_ms: int) -> Lifetime:
     """When the entry expires: by its own time to live if it brings one, else by its category's.
 
-    An imported entry brings its times; they are kept.
+    An imported entry brings its times; they are kept, also that it has no time to live.
     """
-    ttl_ms = item.ttl_ms if item.ttl_ms is not None else policy.ttl_ms
+    is_imported = item.expire_ms is not None
+    ttl_ms = item.ttl_ms if item.ttl_ms is not None or is_imported else policy.ttl_ms
     create_ms = now_ms if item.create_ms is None else item.create_ms
     if item.expire_ms is not None:
         expire_ms = item.expire_ms

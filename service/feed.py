@@ -16,11 +16,12 @@ from service.records import CacheRecord, EntryRecord, Operation
 from service.rows import entry_query, read_entries_by_id, scan_entries
 from service.tables import caches, changes
 
-CHUNK = 4_096
+# Rows read at once, responses included.
+CHUNK = 1_000
 
 
 class FeedPrunedError(Exception):
-    """The feed no longer reaches back to the follower's seq; it must start from the entries."""
+    """The feed does not hold what comes after the follower's seq; it must start from the entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ def read_changes(connection: Connection, cache: CacheRecord, *, after: int) -> F
     )
     rows = connection.execute(query).all()
     if not rows:
-        if _feed_seq(connection, cache.id) > after:
-            raise FeedPrunedError(f"the feed of {cache.name} begins after {after}")
+        seq = _feed_seq(connection, cache.id)
+        if seq != after:
+            raise FeedPrunedError(f"the feed of {cache.name} is at {seq} and has nothing after {after}")
         return None
     if rows[0].seq != after + 1:
         raise FeedPrunedError(f"the feed of {cache.name} begins at {rows[0].seq}, after {after}")

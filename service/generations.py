@@ -1,10 +1,11 @@
 """Generations from the store: codes for rows that have none, then sealed segments."""
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Engine, Row, bindparam, func, insert, select, update
 
 from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
@@ -15,9 +16,9 @@ from service.config import SearchConfig
 from service.database import reading, writing
 from service.feed import CHUNK, to_rows
 from service.records import CacheRecord
-from service.replica import index_config, index_root
+from service.replica import generation_owner, index_config, index_root
 from service.rows import count_entries, entry_query, read_cache, read_weights, scan_entries
-from service.tables import entries
+from service.tables import entries, generations
 from service.transaction import CacheTransaction
 
 _CODE_CHUNK = 5_000
@@ -59,6 +60,10 @@ def build_index(
     with reading(engine) as connection:
         record = read_cache(connection, cache)
     coded = _code_missing(engine, record, reencode=reencode, progress=progress, now_ms=now_ms)
+    token = secrets.token_hex(16)
+    with writing(engine) as connection:
+        listed = {"cache_id": record.id, "token": token, "create_ms": now_ms}
+        connection.execute(insert(generations).values(**listed))
     with reading(engine) as connection:
         record = read_cache(connection, cache)
         total = count_entries(connection, record.id)
@@ -72,7 +77,7 @@ def build_index(
 
         report = build_generation(
             index_root(data_dir, record.id),
-            cache=record.name,
+            cache=generation_owner(record, token),
             config=index_config(record, search),
             batches=batches(),
             watermark=record.seq,
@@ -105,11 +110,9 @@ def _code_missing(
             tx = CacheTransaction.lock(connection, record.id, now_ms=now_ms)
             page = select(
                 entries.c.id,
-                entries.c.category_id,
                 entries.c.modality,
                 entries.c.vector,
                 entries.c.labels,
-                entries.c.code,
                 entries.c.label_code,
             ).where(*missing, entries.c.id > after)
             rows = connection.execute(page.order_by(entries.c.id).limit(_CODE_CHUNK)).all()
@@ -123,7 +126,6 @@ def _code_missing(
 
 def _write_codes(tx: CacheTransaction, encoder: Encoder, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
     values = []
-    added: dict[int, int] = {}
     for modality in sorted({row.modality for row in rows}):
         group = [row for row in rows if row.modality == modality]
         codings = code_rows(
@@ -132,21 +134,16 @@ def _write_codes(tx: CacheTransaction, encoder: Encoder, rows: Sequence[Row[*tup
             modality=modality,
             labels=[row.labels for row in group],
         )
-        for row, coding in zip(group, codings, strict=True):
-            grown = len(coding.code) - len(row.code or b"")
-            added[row.category_id] = added.get(row.category_id, 0) + grown
-            values.append(
-                {
-                    "row_id": row.id,
-                    "row_code": coding.code,
-                    "row_label_code": row.label_code or coding.label_code,
-                    "row_encoder_id": coding.encoder_id,
-                    "grown": grown,
-                }
-            )
+        values += [
+            {
+                "row_id": row.id,
+                "row_code": coding.code,
+                "row_label_code": row.label_code or coding.label_code,
+                "row_encoder_id": coding.encoder_id,
+            }
+            for row, coding in zip(group, codings, strict=True)
+        ]
     tx.connection.execute(_SET_CODES, values)
-    for category_id, grown in sorted(added.items()):
-        tx.count(category_id, entry_count=0, size_bytes=grown)
 
 
 _SET_CODES = (
@@ -156,6 +153,5 @@ _SET_CODES = (
         code=bindparam("row_code"),
         label_code=bindparam("row_label_code"),
         encoder_id=bindparam("row_encoder_id"),
-        size_bytes=entries.c.size_bytes + bindparam("grown"),
     )
 )

@@ -61,6 +61,7 @@ def new_entries(
             modality=item.source.modality,
             embedder_id=_embedder_id(app, state, item.source),
             vector=vector,
+            code_bytes=state.record.code_bits // 8,
             coding=coding,
             **item.values,
         )

@@ -14,36 +14,54 @@ from service.tables import caches, jobs
 UPDATE = "update"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 
+MAX_ATTEMPTS = 3
+
 
 class LeaseLostError(Exception):
     """The job was cancelled, or another worker took it after the lease had expired."""
 
 
 def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> JobRecord:
-    """Queue a job; one of its kind that is queued already is returned instead."""
+    """Queue a job; one of its kind that waits or runs is returned instead."""
     connection.execute(select(caches.c.id).where(caches.c.id == cache_id).with_for_update())
-    waiting = select(jobs).where(jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state == QUEUED)
+    waiting = select(jobs).where(
+        jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING))
+    )
     found = connection.execute(waiting).first()
     if found is not None:
         return JobRecord(**found._mapping)
     name = secrets.token_hex(8)
     connection.execute(
         insert(jobs).values(
-            cache_id=cache_id, name=name, kind=kind, state=QUEUED, report="", error="", create_ms=now_ms
+            cache_id=cache_id,
+            name=name,
+            kind=kind,
+            state=QUEUED,
+            attempt_count=0,
+            report="",
+            error="",
+            create_ms=now_ms,
         )
     )
     return _read(connection, jobs.c.name == name)
 
 
 def lease(connection: Connection, *, owner: str, now_ms: int, lease_ms: int) -> JobRecord | None:
-    """Take the oldest job that waits or whose worker died; None where there is none."""
+    """Take the oldest job that waits or whose worker died; None where there is none.
+
+    A job whose workers died MAX_ATTEMPTS times fails.
+    """
+    died = and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms, jobs.c.attempt_count >= MAX_ATTEMPTS)
+    gave_up = f"its worker died {MAX_ATTEMPTS} times"
+    connection.execute(update(jobs).where(died).values(state=FAILED, error=gave_up, end_ms=now_ms))
     takable = or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
     oldest = select(jobs.c.id).where(takable).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
     job_id = connection.execute(oldest).scalar()
     if job_id is None:
         return None
     taken = update(jobs).where(jobs.c.id == job_id)
-    connection.execute(taken.values(state=RUNNING, owner=owner, lease_ms=now_ms + lease_ms))
+    held = {"state": RUNNING, "owner": owner, "lease_ms": now_ms + lease_ms}
+    connection.execute(taken.values(attempt_count=jobs.c.attempt_count + 1, **held))
     return _read(connection, jobs.c.id == job_id)
 
 
@@ -61,6 +79,7 @@ def finish(
 
 def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int) -> JobRecord:
     """Cancel a job. Raises: NotFoundError, PreconditionError: it has finished."""
+    connection.execute(select(caches.c.id).where(caches.c.id == cache.id).with_for_update())
     job = read_job(connection, cache, name)
     cancelled = update(jobs).where(jobs.c.id == job.id, jobs.c.state.in_((QUEUED, RUNNING)))
     if not connection.execute(cancelled.values(state=CANCELLED, end_ms=now_ms)).rowcount:
@@ -68,6 +87,14 @@ def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int
             f"{child_name(cache.name, 'jobs', name)} has {job.state} already", reason="JOB_FINISHED"
         )
     return _read(connection, jobs.c.id == job.id)
+
+
+def failed_since(connection: Connection, cache_id: int, *, kind: str, after_ms: int) -> bool:
+    """Whether a job of this kind failed after `after_ms`."""
+    query = select(jobs.c.id).where(
+        jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state == FAILED, jobs.c.end_ms > after_ms
+    )
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord:

@@ -9,11 +9,21 @@ from service.errors import InvalidRequestError
 NAME_PATTERN = re.compile(r"[a-z0-9_-]{1,63}")
 ENTRY_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MODALITY_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
+FINGERPRINT_BYTES = 1024
 
 
 def normalise_text(text: str) -> str:
     """The text whose equality makes two requests the same: Unicode NFC, white space folded, case kept."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def text_fingerprint(text: str) -> str:
+    """The fingerprint of a request that names none: its normalised text, or a digest of one that is longer
+    than a fingerprint may be. Empty for a blank text."""
+    normalised = normalise_text(text)
+    if len(normalised.encode()) <= FINGERPRINT_BYTES:
+        return normalised
+    return "blake2b:" + hashlib.blake2b(normalised.encode(), digest_size=32).hexdigest()
 
 
 def scope_key(scope: str) -> int:

@@ -4,12 +4,13 @@ One labelled row in `HELD_OUT_EVERY` is never learned from (but where a class ha
 update can be judged on rows that no encoder of the cache has seen.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, func, select, update
 
 from hashing.analytic import LabelState
 from hashing.checkpoint import dump_state, load_encoder, load_state
@@ -24,7 +25,7 @@ from service.database import reading, writing
 from service.errors import PreconditionError
 from service.keys import cache_name
 from service.records import CacheRecord, EncoderRecord, Operation
-from service.rows import read_cache
+from service.rows import read_cache, read_weights
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
 
@@ -88,6 +89,7 @@ def train_from_store(
         record = read_cache(connection, cache)
         _check_bits(record, config)
         rows = _read_rows(connection, _of_modality(record, modality), most=MAX_TRAINING_ROWS)
+        issued = registry.issued_class_codes(connection, record.id)
     labels = _without_held_out(rows)
     known = {label for own in labels for label in own}
     trained = train_encoder(
@@ -95,14 +97,16 @@ def train_from_store(
         config=config,
         modality=modality,
         labels=labels if len(known) > 1 else None,
+        class_codes=issued,
         progress=progress,
     )
+    learning_state = dump_state(trained.state) if trained.state else None
     with writing(engine) as connection:
         return registry.register_encoder(
             connection,
             record,
             trained.encoder,
-            learning_state=dump_state(trained.state) if trained.state else None,
+            learning_state=learning_state,
             watermark=record.seq,
             now_ms=now_ms,
         )
@@ -130,12 +134,14 @@ def run_update(
     with reading(engine) as connection:
         record = read_cache(connection, cache)
         encoder, state, watermark = _read_active(connection, record)
-        modality = encoder.label_head.modality if encoder.label_head else next(iter(encoder.projections))
+        modality = _label_modality(encoder)
         query = _of_modality(record, modality)
-        fresh = _read_rows(connection, query.where(entries.c.seq > watermark, entries.c.has_labels))
+        learned_to = _watermark_after(connection, query, record, watermark, most=config.max_update_rows)
+        arrived = query.where(entries.c.seq > watermark, entries.c.seq <= learned_to)
+        fresh = _read_rows(connection, arrived.where(entries.c.has_labels))
         unlabelled = _read_rows(
             connection,
-            query.where(entries.c.seq > watermark, entries.c.has_labels.is_(False)),
+            arrived.where(entries.c.has_labels.is_(False)),
             most=config.max_gate_rows,
         )
         old = _read_rows(
@@ -165,10 +171,11 @@ def run_update(
         encoder,
         result.encoder,
         old_rows=_gate_rows(old, encoder),
-        new_rows=LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels),
+        new_rows=_labelled(learned, queries, most=config.max_gate_rows),
         tolerance=config.max_map_drop,
     )
     heartbeat()
+    learning_state = dump_state(result.state) if gate.accepted else None
     with writing(engine) as connection:
         tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
         if read_cache(connection, record.name).active_encoder_id != encoder.encoder_id:
@@ -181,8 +188,8 @@ def run_update(
             connection,
             record,
             result.encoder,
-            learning_state=dump_state(result.state) if gate.accepted else None,
-            watermark=record.seq,
+            learning_state=learning_state,
+            watermark=learned_to,
             trusted=trusted | {encoder.encoder_id},
             state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
             reason="; ".join(gate.reasons),
@@ -194,7 +201,7 @@ def run_update(
             registry.activate_encoder(
                 connection, record.id, result.encoder.encoder_id, max_live_encoders=max_live_encoders
             )
-            issued = issue_label_codes(tx, result.encoder, modality=modality, learned_after=watermark)
+            issued = issue_label_codes(tx, result.encoder, modality=modality)
         outcome = UpdateOutcome(
             encoder_id=result.encoder.encoder_id,
             accepted=gate.accepted,
@@ -202,7 +209,9 @@ def run_update(
             labelled_row_count=len(learned),
             unlabelled_row_count=len(unlabelled),
             drift_score=drift,
-            new_labels=result.report.new_labels,
+            new_labels=tuple(
+                sorted({label for own in learned.labels for label in own} - set(encoder.labels))
+            ),
             label_codes_issued=issued,
             stored_bits_changed=gate.stored_bits_changed,
             old_map_before=_figure(gate.old_map_before),
@@ -213,24 +222,20 @@ def run_update(
     return outcome
 
 
-def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str, learned_after: int) -> int:
-    """Give label codes to labelled rows that have none; return how many.
-
-    A code that is there stays, but for rows stored after seq `learned_after`: what those have from an
-    encoder that was rolled back may mean another class by now.
-    """
-    query = select(entries.c.id, entries.c.labels, entries.c.label_code).where(
+def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) -> int:
+    """Give label codes to labelled rows that have none; a code that is there stays. Returns how many."""
+    query = select(entries.c.id, entries.c.labels).where(
         entries.c.cache_id == tx.cache_id,
         entries.c.modality == modality,
         entries.c.has_labels,
-        or_(entries.c.label_code.is_(None), entries.c.seq > learned_after),
+        entries.c.label_code.is_(None),
     )
     rows = tx.connection.execute(query.order_by(entries.c.id)).all()
     codes = label_codes_of(encoder, [row.labels for row in rows])
     coded = [
         {"row_id": row.id, "row_code": code}
         for row, code in zip(rows, codes, strict=True)
-        if code is not None and code != row.label_code
+        if code is not None
     ]
     if coded:
         statement = update(entries).where(entries.c.id == bindparam("row_id"))
@@ -240,9 +245,11 @@ def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str, 
 
 
 def count_unlearned(connection: Connection, cache: CacheRecord) -> int:
-    """Labelled rows that arrived since the last encoder, accepted or not; 0 without an active encoder."""
+    """Rows that the next update would learn: labelled, of the encoder's modality, and stored since the last
+    encoder, accepted or not; 0 without an active encoder."""
     if cache.active_encoder_id is None:
         return 0
+    modality = _label_modality(load_encoder(read_weights(connection, cache.id, cache.active_encoder_id)))
     newest = select(func.max(encoders.c.watermark)).where(encoders.c.cache_id == cache.id)
     query = (
         select(func.count())
@@ -250,10 +257,30 @@ def count_unlearned(connection: Connection, cache: CacheRecord) -> int:
         .where(
             entries.c.cache_id == cache.id,
             entries.c.has_labels,
+            entries.c.modality == modality,
             entries.c.seq > newest.scalar_subquery(),
         )
     )
     return int(connection.execute(query).scalar_one())
+
+
+def _label_modality(encoder: Encoder) -> str:
+    """The modality whose rows teach labels."""
+    return encoder.label_head.modality if encoder.label_head else next(iter(encoder.projections))
+
+
+def _watermark_after(
+    connection: Connection,
+    query: Select[tuple[int, bytes, list[str]]],
+    record: CacheRecord,
+    watermark: int,
+    *,
+    most: int,
+) -> int:
+    """The seq up to which an update reads, so that it meets at most `most` labelled rows."""
+    seqs = query.with_only_columns(entries.c.seq).where(entries.c.seq > watermark, entries.c.has_labels)
+    beyond = connection.execute(seqs.order_by(entries.c.seq).offset(most).limit(1)).scalar()
+    return record.seq if beyond is None else int(beyond) - 1
 
 
 def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LabelState, int]:
@@ -269,10 +296,15 @@ def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, 
     ).one()
     encoder = load_encoder(row.weights)
     if row.learning_state is not None:
-        return encoder, load_state(row.learning_state), row.watermark
-    dim = next(iter(encoder.projections.values())).dim
-    empty = LabelState.empty(dim, config=EncoderConfig(label_bits=record.label_bits))
-    return encoder, empty, 0 if encoder.label_head is None else row.watermark
+        state, watermark = load_state(row.learning_state), row.watermark
+    else:
+        dim = next(iter(encoder.projections.values())).dim
+        state = LabelState.empty(dim, config=EncoderConfig(label_bits=record.label_bits))
+        watermark = 0
+    issued = registry.issued_class_codes(connection, record.id)
+    if issued is not None and len(issued) > len(state.class_codes):
+        state = replace(state, class_codes=issued)  # those of encoders that were rolled back stay issued
+    return encoder, state, watermark
 
 
 def _of_modality(record: CacheRecord, modality: str) -> Select[tuple[int, bytes, list[str]]]:
@@ -307,13 +339,19 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _held_out(rows: StoredRows) -> NDArray[np.bool_]:
     """bool [n]: rows kept from learning; every class keeps a row to learn from."""
-    held_out = np.array([row_id % HELD_OUT_EVERY == 0 for row_id in rows.row_ids], dtype=bool)
+    held_out = np.array([_is_held_out(row_id) for row_id in rows.row_ids], dtype=bool)
     learned = {label for out, own in zip(held_out, rows.labels, strict=True) if not out for label in own}
     for i, own in enumerate(rows.labels):
         if held_out[i] and not learned.issuperset(own):
             held_out[i] = False
             learned.update(own)
     return held_out
+
+
+def _is_held_out(row_id: int) -> bool:
+    """Drawn by a hash, so that no pattern of storing decides it."""
+    digest = hashlib.blake2b(row_id.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % HELD_OUT_EVERY == 0
 
 
 def _without_held_out(rows: StoredRows) -> list[tuple[str, ...]]:
@@ -334,6 +372,16 @@ def _gate_rows(rows: StoredRows, encoder: Encoder) -> LabelledRows | None:
     learned, queries = _split(kept)
     if not len(learned):
         return None
+    return _labelled(learned, queries)
+
+
+def _labelled(learned: StoredRows, queries: StoredRows, *, most: int | None = None) -> LabelledRows:
+    """Rows and queries for the gate, evenly spread ones where there are over `most`."""
+    if most is not None:
+        learned, queries = (
+            rows.take(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int).tolist())
+            for rows in (learned, queries)
+        )
     return LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from service.errors import InvalidRequestError
 
 T = TypeVar("T")
+_ROW_ID_DIGITS = 18  # within int64
 
 
 def make_token(listing: str, after: str) -> str:
@@ -28,6 +29,16 @@ def read_token(listing: str, token: str) -> str | None:
     if made_for != listing or not isinstance(after, str):
         raise _invalid()
     return after
+
+
+def read_row_token(listing: str, token: str) -> int:
+    """As read_token for a listing in the order of row ids; 0 for the first page."""
+    after = read_token(listing, token)
+    if after is None:
+        return 0
+    if not (after.isascii() and after.isdecimal()) or len(after) > _ROW_ID_DIGITS:
+        raise _invalid()
+    return int(after)
 
 
 def page_of(

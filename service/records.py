@@ -100,6 +100,7 @@ class NewEntry:
     modality: str = "text"
     embedder_id: str = ""
     vector: NDArray[np.float16]
+    code_bytes: int  # of the cache's codes; counted also while the entry has none
     coding: Coding | None = None
     response: bytes = b""
     content_type: str = ""
@@ -114,8 +115,7 @@ class NewEntry:
     @property
     def size_bytes(self) -> int:
         """What the quota counts: response, vector and code."""
-        code = len(self.coding.code) if self.coding else 0
-        return len(self.response) + self.vector.nbytes + code
+        return len(self.response) + self.vector.nbytes + self.code_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +126,8 @@ class StoredEntry:
     seq: int
     create_ms: int
     expire_ms: int
+    ttl_ms: int | None
+    ttl_mode: str
     evicted_count: int = 0
 
 
@@ -190,6 +192,7 @@ class JobRecord:
     state: str  # queued | running | succeeded | failed | cancelled
     owner: str | None
     lease_ms: int | None
+    attempt_count: int
     report: str
     error: str
     create_ms: int

@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 from sqlalchemy import Engine, delete
 
+from hashing.errors import HashingError
+from index.errors import IndexFault
 from service import store
 from service.accesses import AccessLog
 from service.config import Config
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 _EXPIRY_ROWS = 10_000
 _REQUESTS_KEPT_MS = 24 * 3600 * 1000
 _PRUNE_SECONDS = 60.0
+Duty = tuple[float, Callable[[], None]]  # every so many seconds
 
 
 class Replicas:
@@ -55,17 +58,30 @@ class Replicas:
                 versions = read_versions(connection)
             current = dict(self._by_name)
             for name, (row_id, config_version, seq) in versions.items():
-                known = current.get(name)
-                if known is None or known.state.record.id != row_id:
-                    current[name] = self._open(name)
-                    self._versions[name] = config_version
-                    continue
-                if self._versions[name] != config_version:
-                    known.refresh_settings()
-                    self._versions[name] = config_version
-                if known.state.index.applied_seq < seq:
-                    known.catch_up()
-            self._by_name = MappingProxyType({name: current[name] for name in sorted(versions)})
+                try:
+                    current[name] = self._followed(name, current.get(name), row_id, config_version, seq)
+                except StoreUnavailableError:
+                    raise
+                except (ServiceError, IndexFault, HashingError) as error:
+                    logger.error("cache %s cannot be followed: %s", name, error)
+            kept = {name: current[name] for name in sorted(versions) if name in current}
+            gone = [replica for replica in self._by_name.values() if replica not in kept.values()]
+            self._by_name = MappingProxyType(kept)
+        for replica in gone:
+            replica.remove_files()
+
+    def _followed(
+        self, name: str, known: CacheReplica | None, row_id: int, config_version: int, seq: int
+    ) -> CacheReplica:
+        """The cache's replica, brought up to the store."""
+        if known is None or known.state.record.id != row_id:
+            known = self._open(name)
+        elif self._versions[name] != config_version:
+            known.refresh_settings()
+        self._versions[name] = config_version
+        if known.state.index.applied_seq != seq:
+            known.catch_up()
+        return known
 
     def open_new_generations(self) -> None:
         """Serve generations that were built since. Raises: StoreUnavailableError."""
@@ -89,7 +105,10 @@ class Replicas:
 
 
 class Refresher:
-    """The background thread. An unreachable database stops nothing: lookups go on, and it tries again."""
+    """The background threads: one follows the feed, one opens generations (which may take long), one writes.
+
+    An unreachable database stops nothing: lookups go on, and they try again.
+    """
 
     def __init__(
         self,
@@ -108,17 +127,29 @@ class Refresher:
         self._accesses = accesses
         self._clock = clock
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
+        refresh = config.refresh
+        self._threads = [
+            self._thread("feed", (refresh.feed_seconds, replicas.follow)),
+            self._thread("generations", (refresh.accesses_seconds, replicas.open_new_generations)),
+            self._thread(
+                "upkeep",
+                (refresh.accesses_seconds, self.write_accesses),
+                (refresh.expiry_seconds, self.delete_expired),
+                (_PRUNE_SECONDS, self.prune),
+            ),
+        ]
         self._store_reachable = True
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread after a last write of what lookups did."""
+        """End the threads, then write what lookups did since the last time."""
         self._stopped.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._guarded(self.write_accesses)
 
     def write_accesses(self) -> None:
@@ -151,15 +182,10 @@ class Refresher:
             oldest = self._clock() - _REQUESTS_KEPT_MS
             connection.execute(delete(requests).where(requests.c.create_ms < oldest))
 
-    def _run(self) -> None:
-        refresh = self._config.refresh
-        duties = [
-            (refresh.feed_seconds, self._replicas.follow),
-            (refresh.accesses_seconds, self._replicas.open_new_generations),
-            (refresh.accesses_seconds, self.write_accesses),
-            (refresh.expiry_seconds, self.delete_expired),
-            (_PRUNE_SECONDS, self.prune),
-        ]
+    def _thread(self, name: str, *duties: Duty) -> threading.Thread:
+        return threading.Thread(target=self._run, args=duties, name=name, daemon=True)
+
+    def _run(self, *duties: Duty) -> None:
         due = [time.monotonic() + seconds for seconds, _ in duties]
         while not self._stopped.wait(max(0.0, min(due) - time.monotonic())):
             for i, (seconds, duty) in enumerate(duties):
@@ -175,7 +201,7 @@ class Refresher:
                 logger.error("the store cannot be reached, lookups go on: %s", error)
             self._store_reachable = False
         except Exception:
-            # The thread must outlive what it could not do: a replica that stops following is worse.
+            # A thread must outlive what it could not do: a replica that stops following is worse.
             logger.exception("%s failed", getattr(duty, "__name__", duty))
         else:
             if not self._store_reachable:

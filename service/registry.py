@@ -5,18 +5,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+import numpy as np
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from hashing.checkpoint import dump_encoder
+from hashing.checkpoint import dump_encoder, load_encoder
+from hashing.class_codes import ClassCodes
 from hashing.inference import Encoder
-from service.errors import AlreadyExistsError, ConflictError, NotFoundError, PreconditionError
-from service.keys import cache_name, child_name
+from index.codes import pack, unpack
+from service.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+)
+from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
-from service.rows import read_cache, read_category, read_encoder
-from service.tables import caches, calibrations, categories, encoders, entries
+from service.rows import read_cache, read_category, read_encoder, read_weights
+from service.tables import caches, calibrations, categories, class_codes, encoders, entries
 
 ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
+DIM_MOST = 8192
+MODALITIES_MOST = 64
 
 
 def create_cache(
@@ -29,7 +40,8 @@ def create_cache(
     description: str,
     now_ms: int,
 ) -> CacheRecord:
-    """Create a cache. Raises: AlreadyExistsError."""
+    """Create a cache. Raises: AlreadyExistsError, InvalidRequestError."""
+    check_cache_settings(modalities, code_bits=code_bits, label_bits=label_bits)
     values = {
         "name": name,
         "description": description,
@@ -44,6 +56,25 @@ def create_cache(
     }
     _insert_new(connection, insert(caches).values(**values), cache_name(name), "CACHE_EXISTS")
     return read_cache(connection, name)
+
+
+def check_cache_settings(modalities: Mapping[str, ModalitySpec], *, code_bits: int, label_bits: int) -> None:
+    """Raise InvalidRequestError unless a cache can have these settings."""
+    if not 1 <= len(modalities) <= MODALITIES_MOST:
+        raise InvalidRequestError(
+            f"a cache has 1 to {MODALITIES_MOST} modalities, not {len(modalities)}", reason="INVALID_MODALITY"
+        )
+    for modality, spec in modalities.items():
+        check_id(modality, MODALITY_PATTERN, field="modality")
+        if not 1 <= spec.dim <= DIM_MOST:
+            raise InvalidRequestError(
+                f"dim must be in [1, {DIM_MOST}], is {spec.dim}", reason="INVALID_DIM", field="dim"
+            )
+    for field, bits in (("code_bits", code_bits), ("label_bits", label_bits)):
+        if not 64 <= bits <= 1024 or bits % 64:
+            raise InvalidRequestError(
+                f"{field} must be in 64..1024 in steps of 64, is {bits}", reason="INVALID_BITS", field=field
+            )
 
 
 def update_cache(connection: Connection, name: str, *, etag: str, description: str) -> CacheRecord:
@@ -123,12 +154,23 @@ def register_encoder(
 ) -> EncoderRecord:
     """Keep an encoder; `trusted` names the encoders whose codes its queries may search, itself aside.
 
-    The same encoder again keeps what is there. `metrics` are added to the encoder's own.
+    The same encoder again keeps what is there, but where it was rejected the new verdict counts. `metrics`
+    are added to the encoder's own.
     """
-    known = select(encoders.c.encoder_id).where(
-        encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.encoder_id
-    )
-    if connection.execute(known).first() is None:
+    same = and_(encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.encoder_id)
+    known = connection.execute(select(encoders.c.state).where(same)).scalar()
+    if known == REJECTED:
+        connection.execute(delete(encoders).where(same))
+        connection.execute(
+            delete(calibrations).where(
+                calibrations.c.cache_id == cache.id,
+                or_(
+                    calibrations.c.query_encoder_id == encoder.encoder_id,
+                    calibrations.c.segment_encoder_id == encoder.encoder_id,
+                ),
+            )
+        )
+    if known is None or known == REJECTED:
         values = {
             "cache_id": cache.id,
             "encoder_id": encoder.encoder_id,
@@ -163,7 +205,8 @@ def activate_encoder(
 
     Raises:
         NotFoundError: there is none of this id.
-        PreconditionError: it was rejected, or its codes would be one set too many.
+        PreconditionError: it was rejected, its class codes are not those issued, or its instance codes would
+            be one set too many.
     """
     cache = _lock_cache(connection, cache_id)
     encoder = read_encoder(connection, cache, encoder_id)
@@ -173,6 +216,7 @@ def activate_encoder(
     if encoder.state == ACTIVE:
         return encoder
     _check_live_encoders(connection, cache, encoder_id, most=max_live_encoders)
+    _issue_class_codes(connection, cache, encoder_id)
     _make_active(connection, cache, encoder_id, previous_id=cache.active_encoder_id)
     return read_encoder(connection, cache, encoder_id)
 
@@ -188,6 +232,17 @@ def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
     before = read_encoder(connection, cache, active.previous_id)
     _make_active(connection, cache, before.encoder_id, previous_id=before.previous_id)
     return read_encoder(connection, cache, before.encoder_id)
+
+
+def issued_class_codes(connection: Connection, cache_id: int) -> ClassCodes | None:
+    """The class codes that entries of the cache may carry, in order of issue; None before the first."""
+    query = select(class_codes).where(class_codes.c.cache_id == cache_id).order_by(class_codes.c.position)
+    rows = connection.execute(query).all()
+    if not rows:
+        return None
+    words = np.frombuffer(b"".join(row.code for row in rows), dtype="<u8").reshape(len(rows), -1)
+    bits = unpack(words, bit_count=64 * words.shape[1])
+    return ClassCodes(labels=tuple(row.label for row in rows), bits=bits, seed=rows[0].seed)
 
 
 def live_encoder_ids(connection: Connection, cache_id: int) -> set[str]:
@@ -260,6 +315,37 @@ def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id:
             "are live at once: recode with `nearhit build --reencode`",
             reason="TOO_MANY_LIVE_ENCODERS",
         )
+
+
+def _issue_class_codes(connection: Connection, cache: CacheRecord, encoder_id: str) -> None:
+    """Keep the encoder's class codes for good. Raises: PreconditionError: they contradict issued ones."""
+    head = load_encoder(read_weights(connection, cache.id, encoder_id)).label_head
+    if head is None:
+        return
+    own, issued = head.class_codes, issued_class_codes(connection, cache.id)
+    known = 0 if issued is None else len(issued)
+    if issued is not None:
+        common = min(len(own), known)
+        same = own.labels[:common] == issued.labels[:common]
+        if not same or not np.array_equal(own.bits[:common], issued.bits[:common]):
+            raise PreconditionError(
+                f"the class codes of {child_name(cache.name, 'encoders', encoder_id)} are not those issued "
+                "since it was trained: train or update again",
+                reason="CLASS_CODES_DIFFER",
+            )
+    fresh = [
+        {
+            "cache_id": cache.id,
+            "position": position,
+            "label": own.labels[position],
+            "code": code.tobytes(),
+            "seed": own.seed,
+        }
+        for position, code in enumerate(pack(own.bits))
+        if position >= known
+    ]
+    if fresh:
+        connection.execute(insert(class_codes), fresh)
 
 
 def _make_active(

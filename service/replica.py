@@ -1,6 +1,7 @@
 """One cache as this process serves it: settings, encoders and index, brought up to the store's feed."""
 
 import logging
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
 from index.config import IndexConfig
 from index.errors import DamagedGenerationError, IndexFault
-from index.manifest import current_generation, open_generation
+from index.manifest import current_generation, open_generation, read_manifest
 from index.rows import Rows, SegmentKey
 from index.segment import SealedSegment
 from index.vector_index import VectorIndex
@@ -23,8 +24,8 @@ from service.database import reading
 from service.errors import NotCaughtUpError
 from service.feed import FeedPage, FeedPrunedError, read_changes, scan_cache
 from service.records import CacheRecord, CategoryRecord
-from service.rows import category_not_found, read_cache, read_categories, read_weights
-from service.tables import caches, calibrations
+from service.rows import category_not_found, read_cache_by_id, read_categories, read_weights
+from service.tables import caches, calibrations, generations
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,20 @@ def index_config(record: CacheRecord, search: SearchConfig) -> IndexConfig:
     )
 
 
+def generation_owner(record: CacheRecord, token: str) -> str:
+    """What a generation's files say they are of: the cache, and the build as the store lists it."""
+    return f"{record.name}:{token}"
+
+
+def is_listed(connection: Connection, record: CacheRecord, owner: str) -> bool:
+    """Whether the store knows of the build: not where the files are of another store or of a later state."""
+    name, _, token = owner.partition(":")
+    query = select(generations.c.token).where(
+        generations.c.cache_id == record.id, generations.c.token == token
+    )
+    return name == record.name and connection.execute(query).first() is not None
+
+
 def index_root(data_dir: str, cache_id: int) -> Path:
     """Where a cache's generations lie; by row id, which is never used again, unlike a name."""
     return Path(data_dir) / "index" / str(cache_id)
@@ -81,9 +96,7 @@ class CacheReplica:
         self._refused_generation: str | None = None
         with reading(engine) as connection:
             empty = VectorIndex(index_config(record, search))
-            self.state = self._read_settings(
-                connection, record.name, CacheState(record, {}, {}, EncoderSet(), empty)
-            )
+            self.state = self._read_settings(connection, CacheState(record, {}, {}, EncoderSet(), empty))
         if not self.open_new_generation():
             self._rebuild()
         self.catch_up()
@@ -94,7 +107,7 @@ class CacheReplica:
             try:
                 with reading(self._engine) as connection:
                     self._follow(connection, self.state.index)
-            except FeedPrunedError as error:
+            except FeedPrunedError as error:  # also after the store was restored from an older backup
                 logger.warning("rebuilding the index of %s: %s", self.state.record.name, error)
                 self._rebuild_locked()
         with self._advanced:
@@ -103,45 +116,36 @@ class CacheReplica:
     def refresh_settings(self) -> None:
         """Read settings, categories and encoders again. Raises: StoreUnavailableError, NotFoundError."""
         with self._lock, reading(self._engine) as connection:
-            self.state = self._read_settings(connection, self.state.record.name, self.state)
+            self.state = self._read_settings(connection, self.state)
 
     def open_new_generation(self) -> bool:
         """Serve the current generation if it is not the one served; False where there is none to open.
 
         A damaged generation is refused by name, once, and what is served stays.
         """
-        try:
-            name = current_generation(self._root)
-        except DamagedGenerationError as error:
-            name = None
-            if self._refused_generation != str(error):
-                logger.error("no generation of %s is opened: %s", self.state.record.name, error)
-            self._refused_generation = str(error)
-        if name is None or name in (self.state.index.generation, self._refused_generation):
+        name = self._name_to_open()
+        if name is None:
             return False
-        with self._lock:
-            try:
-                opened = open_generation(
-                    self._root,
-                    name,
-                    config=index_config(self.state.record, self._search),
-                    cache=self.state.record.name,
-                )
-                with reading(self._engine) as connection:
-                    self._follow(connection, opened)
-            except (IndexFault, FeedPrunedError) as error:
-                logger.error("generation %s of %s is refused: %s", name, self.state.record.name, error)
-                self._refused_generation = name
-                return False
-            for category_id in {partition[0] for partition in opened.partitions} - set(
-                self.state.category_names
-            ):
-                opened.drop_category(category_id)
+        try:
+            opened = self._load_generation(name)  # without the lock: writes must not wait for files
             with reading(self._engine) as connection:
+                self._follow(connection, opened)
+            with self._lock, reading(self._engine) as connection:
+                self._follow(connection, opened)
+                state = replace(self.state, index=opened)
                 self._load_encoders(connection, opened.encoder_ids(opened.partitions))
-            self.state = replace(self.state, index=opened)
+                self.state = self._read_settings(connection, replace(state, encoders=self.state.encoders))
+                for category_id in {key[0] for key in opened.partitions} - set(self.state.category_names):
+                    opened.drop_category(category_id)
+        except (IndexFault, FeedPrunedError) as error:
+            self._refuse(name, str(error))
+            return False
         logger.info("serving generation %s of %s", name, self.state.record.name)
         return True
+
+    def remove_files(self) -> None:
+        """Remove the generations of a cache that was deleted; what is being served stays mapped."""
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def wait_for(self, seq: int, *, timeout_seconds: float) -> None:
         """Return once the index holds `seq`. Raises: NotCaughtUpError."""
@@ -156,6 +160,29 @@ class CacheReplica:
                 f"the replica is at seq {self.state.index.applied_seq}, {seq} was asked for",
                 seq=self.state.index.applied_seq,
             )
+
+    def _name_to_open(self) -> str | None:
+        """The current generation, unless it is served already or was refused."""
+        try:
+            name = current_generation(self._root)
+        except DamagedGenerationError as error:
+            if self._refused_generation != str(error):
+                self._refuse(str(error), "there is none to open")
+            return None
+        return None if name in (self.state.index.generation, self._refused_generation) else name
+
+    def _load_generation(self, name: str) -> VectorIndex:
+        """The generation's index as it was built. Raises: IndexFault."""
+        owner = read_manifest(self._root, name).cache
+        with reading(self._engine) as connection:
+            if not is_listed(connection, self.state.record, owner):
+                raise DamagedGenerationError(self._root / name, "was not built from this store as it is now")
+        config = index_config(self.state.record, self._search)
+        return open_generation(self._root, name, config=config, cache=owner)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        logger.error("generation %s of %s is refused: %s", name, self.state.record.name, reason)
+        self._refused_generation = name
 
     def _follow(self, connection: Connection, index: VectorIndex) -> None:
         while (page := read_changes(connection, self.state.record, after=index.applied_seq)) is not None:
@@ -172,7 +199,7 @@ class CacheReplica:
     def _rebuild_locked(self) -> None:
         """Fill a new index from the entries and swap it in."""
         with reading(self._engine) as connection:
-            seq = read_cache(connection, self.state.record.name).seq
+            seq = read_cache_by_id(connection, self.state.record.id).seq
         parts: dict[SegmentKey, list[Rows]] = defaultdict(list)
         with reading(self._engine) as connection:
             for key, rows in scan_cache(connection, self.state.record):
@@ -184,8 +211,8 @@ class CacheReplica:
             self._follow(connection, index)
         self.state = replace(self.state, index=index)
 
-    def _read_settings(self, connection: Connection, name: str, state: CacheState) -> CacheState:
-        record = read_cache(connection, name)
+    def _read_settings(self, connection: Connection, state: CacheState) -> CacheState:
+        record = read_cache_by_id(connection, state.record.id)
         found = read_categories(connection, record.id)
         for category_id in set(state.category_names) - {category.id for category in found}:
             state.index.drop_category(category_id)
@@ -195,7 +222,8 @@ class CacheReplica:
             categories={category.name: category for category in found},
             category_names={category.id: category.name for category in found},
         )
-        wanted = set(state.encoders.by_id)
+        # The ones that stored rows need, and the active one; earlier ones are let go.
+        wanted = set(state.index.encoder_ids(state.index.partitions))
         if record.active_encoder_id is not None:
             wanted.add(record.active_encoder_id)
         return replace(state, encoders=self._read_encoders(connection, record, state.encoders, wanted))

@@ -1,6 +1,7 @@
 """Reads of the store: rows to records."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select
@@ -19,6 +20,8 @@ from service.records import (
 from service.tables import caches, categories, encoders, entries, entry_tags, jobs, responses
 
 _CHUNK = 1_000
+_PAGE_CHUNK = 64
+_ROW_BYTES = 16 * 1024  # labels, tags, scope, source and names of one entry at the most
 _ENTRY_COLUMNS = [
     entries.c[name] for name in EntryRecord.__dataclass_fields__ if name in entries.c and name != "labels"
 ] + [entries.c.labels]
@@ -39,10 +42,23 @@ def read_cache(connection: Connection, name: str) -> CacheRecord:
     return _cache(row)
 
 
+def read_cache_by_id(connection: Connection, cache_id: int) -> CacheRecord:
+    """One cache, whatever its name is or was. Raises: NotFoundError."""
+    row = connection.execute(select(caches).where(caches.c.id == cache_id)).one_or_none()
+    if row is None:
+        raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
+    return _cache(row)
+
+
 def read_categories(connection: Connection, cache_id: int) -> list[CategoryRecord]:
     """A cache's categories by name."""
     query = select(categories).where(categories.c.cache_id == cache_id).order_by(categories.c.name)
     return [_category(row) for row in connection.execute(query)]
+
+
+def category_names(connection: Connection, cache_id: int) -> dict[int, str]:
+    """The names of a cache's categories by row id; read after entries it names the category of each."""
+    return {record.id: record.name for record in read_categories(connection, cache_id)}
 
 
 def read_category(connection: Connection, cache: CacheRecord, name: str) -> CategoryRecord:
@@ -131,10 +147,14 @@ def read_entries_by_id(
 
 
 def scan_entries(
-    connection: Connection, query: Select[Any], *, chunk: int = _CHUNK, with_tags: bool = False
+    connection: Connection,
+    query: Select[Any],
+    *,
+    after: int = 0,
+    chunk: int = _CHUNK,
+    with_tags: bool = False,
 ) -> Iterator[list[EntryRecord]]:
-    """All entries of an `entry_query` in the order of their row ids, a chunk at a time."""
-    after = 0
+    """All entries of an `entry_query` beyond row id `after`, in that order, a chunk at a time."""
     while True:
         page = query.where(entries.c.id > after).order_by(entries.c.id).limit(chunk)
         found = read_entries(connection, page, with_tags=with_tags)
@@ -143,6 +163,29 @@ def scan_entries(
         if len(found) < chunk:
             return
         after = found[-1].id
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    """Entries in the order of their row ids; `next_after` None: there are no more."""
+
+    records: list[EntryRecord]
+    next_after: int | None
+
+
+def read_page(
+    connection: Connection, query: Select[Any], *, after: int, size: int, budget_bytes: int
+) -> EntryPage:
+    """Entries of an `entry_query` beyond row id `after`: at most `size`, and within the budget or one."""
+    records: list[EntryRecord] = []
+    used_bytes = 0
+    for chunk in scan_entries(connection, query, after=after, chunk=_PAGE_CHUNK, with_tags=True):
+        for record in chunk:
+            used_bytes += len(record.response) + 2 * len(record.vector) + 4 * len(record.text) + _ROW_BYTES
+            if records and (len(records) == size or used_bytes > budget_bytes):
+                return EntryPage(records, records[-1].id)
+            records.append(record)
+    return EntryPage(records, None)
 
 
 def count_entries(connection: Connection, cache_id: int) -> int:
@@ -154,12 +197,11 @@ def count_entries(connection: Connection, cache_id: int) -> int:
 def _read_tags(connection: Connection, row_ids: Sequence[int]) -> dict[int, list[str]]:
     tags: dict[int, list[str]] = {}
     for start in range(0, len(row_ids), _CHUNK):
-        query = (
-            select(entry_tags.c.entry_id, entry_tags.c.tag)
-            .where(entry_tags.c.entry_id.in_(row_ids[start : start + _CHUNK]))
-            .order_by(entry_tags.c.tag)
+        query = select(entry_tags.c.entry_id, entry_tags.c.tag).where(
+            entry_tags.c.entry_id.in_(row_ids[start : start + _CHUNK])
         )
-        for row in connection.execute(query):
+        # Sorted here: a database sorts by its own collation.
+        for row in sorted(connection.execute(query), key=lambda row: str(row.tag)):
             tags.setdefault(row.entry_id, []).append(row.tag)
     return tags
 

@@ -1,7 +1,7 @@
 """Plain vector search: the nearest entries, or the entries of the nearest classes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,12 @@ class SearchAnswer:
 
     state: CacheState
     result: SearchResult
-    entries: Mapping[int, EntryRecord] = field(default_factory=dict)
+    entries: Mapping[int, EntryRecord] | None = None
 
     def named_matches(self) -> Iterator[tuple[Match, str]]:
         """Matches with their entries' ids; ones deleted since are left out where entries were read."""
         for match in self.result.matches:
-            if not self.entries or match.entry_id in self.entries:
+            if self.entries is None or match.entry_id in self.entries:
                 yield match, unpack_payload(match.payload).entry
 
 
@@ -83,13 +83,14 @@ class VectorSearch:
             max(query.min_seq for query in queries),
             timeout_seconds=min(limit, timeout_seconds),
         )
-        state, now_ms = replica.state, self._clock()
         vectors = embed_inputs(
-            state.record,
+            replica.state.record,
             [query.source for query in queries],
             embedder=self._embedder,
             timeout_seconds=timeout_seconds,
         )
+        # Embedding may have taken long: what is found is what is live and known now.
+        state, now_ms = replica.state, self._clock()
         return [
             self._search_one(state, query, vector, now_ms=now_ms)
             for query, vector in zip(queries, vectors, strict=True)
@@ -112,7 +113,7 @@ class VectorSearch:
                 )
         except PathUnavailableError as error:
             raise PreconditionError(str(error), reason="PATH_UNAVAILABLE") from error
-        if not query.with_entries or not result.matches:
+        if not query.with_entries:
             return SearchAnswer(state=state, result=result)
         with reading(self._engine) as connection:
             found = read_entries_by_id(
@@ -125,7 +126,8 @@ class VectorSearch:
             return None
         with reading(self._engine) as connection:
             return np.array(
-                select_rows(connection, state.record.id, Selection(tags=query.tags)), dtype=np.int64
+                select_rows(connection, state.record.id, Selection(tags=query.tags), live_at=0),
+                dtype=np.int64,
             )
 
     @staticmethod
@@ -139,10 +141,15 @@ class VectorSearch:
         now_ms: int,
     ) -> SearchResult:
         encoder = state.encoders.active
-        if encoder is None or encoder.label_bits is None:
+        modality = query.source.modality
+        if encoder is None or encoder.label_head is None or encoder.label_head.modality != modality:
             raise PreconditionError(
-                "class retrieval needs an active encoder that has learned labels", reason="NO_LABEL_CODES"
+                f"class retrieval needs an active encoder that has learned labels of modality {modality!r}",
+                reason="NO_LABEL_CODES",
             )
+        if query.scope is not None:
+            in_scope = _ids_in_scope(state, partitions, scope_key(query.scope))
+            allowed_ids = in_scope if allowed_ids is None else np.intersect1d(allowed_ids, in_scope)
         return state.index.search_labels(
             partitions=partitions,
             values=encoder.label_values(vector[None, :])[0],
@@ -150,6 +157,18 @@ class VectorSearch:
             now_ms=now_ms,
             allowed_ids=allowed_ids,
         )
+
+
+def _ids_in_scope(
+    state: CacheState, partitions: tuple[tuple[int, str], ...], scope: int
+) -> NDArray[np.int64]:
+    """Row ids of a scope; the index itself filters instance codes by scope, but not label codes."""
+    found = [
+        view.entry_ids[view.scopes == np.uint64(scope)]
+        for key, view in state.index.segment_views()
+        if key.partition in partitions
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 
 def _search_instances(

@@ -39,7 +39,12 @@ class Server:
         self._health = health.HealthServicer()
         self._grpc = grpc.server(
             ThreadPoolExecutor(max_workers=config.server.threads, thread_name_prefix="call"),
-            interceptors=(ErrorInterceptor(),),
+            interceptors=(
+                ErrorInterceptor(
+                    max_streams=config.server.max_streams,
+                    max_message_bytes=config.server.max_message_bytes,
+                ),
+            ),
             maximum_concurrent_rpcs=config.server.max_concurrent_calls,
             options=(
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it

@@ -2,10 +2,11 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
 from service import expiration, quota
 from service.accesses import Accesses
@@ -46,24 +47,34 @@ def store_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Store
 
 
 def import_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> int:
-    """Store the items whose ids are free, the first of each id; return how many. Raises: as store_entries."""
+    """Store the items that no live entry stands for, by id or by scope and fingerprint in the category.
+
+    Of items that stand for each other the first is stored. Returns how many were. Raises: as store_entries.
+    """
+    live = and_(entries.c.cache_id == tx.cache_id, entries.c.expire_ms > tx.now_ms)
     names = [item.name for item in items if item.name]
-    query = select(entries.c.name).where(entries.c.cache_id == tx.cache_id, entries.c.name.in_(names))
-    taken = set(tx.connection.execute(query).scalars())
-    free: list[NewEntry] = []
+    named = select(entries.c.name).where(live, entries.c.name.in_(names))
+    taken: set[object] = {("name", name) for name in tx.connection.execute(named).scalars()}
+    for category_id, keys in _fingerprint_keys(items).items():
+        same = select(entries.c.fingerprint_key).where(
+            live, entries.c.category_id == category_id, entries.c.fingerprint_key.in_(keys)
+        )
+        taken |= {(category_id, key) for key in tx.connection.execute(same).scalars()}
+    free = []
     for item in items:
-        if item.name not in taken:
+        own = _conflict_keys(item)
+        if not own & taken:
             free.append(item)
-            taken |= {item.name} - {""}
+            taken |= own
     return len(store_entries(tx, free))
 
 
-def select_rows(connection: Connection, cache_id: int, selection: Selection) -> list[int]:
-    """Row ids of the entries that the selection means, in the order of their storing."""
+def select_rows(connection: Connection, cache_id: int, selection: Selection, *, live_at: int) -> list[int]:
+    """Row ids of the entries live at a time (ms) that the selection means, in the order of their storing."""
     found: set[int] = set()
     asked = (selection.names, selection.category_ids, selection.sources, selection.tags)
     for names, category_ids, sources, tags in product(*(_parts(values) for values in asked)):
-        query = select(entries.c.id).where(entries.c.cache_id == cache_id)
+        query = select(entries.c.id).where(entries.c.cache_id == cache_id, entries.c.expire_ms > live_at)
         if names:
             query = query.where(entries.c.name.in_(names))
         if category_ids:
@@ -81,7 +92,7 @@ def select_rows(connection: Connection, cache_id: int, selection: Selection) -> 
 
 def invalidate(tx: CacheTransaction, selection: Selection) -> int:
     """Delete what the selection means; return how many."""
-    return tx.delete(select_rows(tx.connection, tx.cache_id, selection))
+    return tx.delete(select_rows(tx.connection, tx.cache_id, selection, live_at=tx.now_ms))
 
 
 def delete_entry(tx: CacheTransaction, name: str) -> None:
@@ -235,6 +246,8 @@ def _store_chunk(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Stored
             seq=row["seq"],
             create_ms=row["create_ms"],
             expire_ms=row["expire_ms"],
+            ttl_ms=row["ttl_ms"],
+            ttl_mode=row["ttl_mode"],
             evicted_count=evicted if i == 0 else 0,
         )
         for i, row in enumerate(rows)
@@ -244,22 +257,31 @@ def _store_chunk(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Stored
 
 
 def _replaced_rows(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[int]:
-    """Rows that the items take the place of: named ones, and the same fingerprint in the same category."""
-    replaced = [item.replace_name for item in items if item.replace_name]
-    found = (
-        set(select_rows(tx.connection, tx.cache_id, Selection(names=tuple(replaced)))) if replaced else set()
+    """Rows that the items take the place of: named ones, the same fingerprint in the same category, and
+    expired ones that still hold an id."""
+    found: set[int] = set()
+    if replaced := tuple(item.replace_name for item in items if item.replace_name):
+        found.update(select_rows(tx.connection, tx.cache_id, Selection(names=replaced), live_at=0))
+    names = [item.name for item in items if item.name]
+    expired = select(entries.c.id).where(
+        entries.c.cache_id == tx.cache_id, entries.c.name.in_(names), entries.c.expire_ms <= tx.now_ms
     )
-    wanted: dict[int, list[bytes]] = {}
-    for item in items:
-        if item.fingerprint is not None:
-            key = fingerprint_key(item.scope, item.fingerprint)
-            wanted.setdefault(item.category_id, []).append(key)
-    for category_id, keys in wanted.items():
+    found.update(tx.connection.execute(expired).scalars())
+    for category_id, keys in _fingerprint_keys(items).items():
         query = select(entries.c.id).where(
             entries.c.category_id == category_id, entries.c.fingerprint_key.in_(keys)
         )
         found.update(tx.connection.execute(query).scalars())
     return sorted(found)
+
+
+def _fingerprint_keys(items: Sequence[NewEntry]) -> dict[int, list[bytes]]:
+    """The fingerprint keys of the items that have one, by category."""
+    keys: dict[int, list[bytes]] = {}
+    for item in items:
+        if item.fingerprint is not None:
+            keys.setdefault(item.category_id, []).append(fingerprint_key(item.scope, item.fingerprint))
+    return keys
 
 
 def _check_names_free(tx: CacheTransaction, names: Sequence[str]) -> None:
@@ -326,13 +348,7 @@ def _keep_answers(tx: CacheTransaction, items: Sequence[NewEntry], answers: Sequ
             "cache_id": tx.cache_id,
             "request_id": item.request_id,
             "digest": item.request_digest,
-            "answer": {
-                "name": answer.name,
-                "seq": answer.seq,
-                "create_ms": answer.create_ms,
-                "expire_ms": answer.expire_ms,
-                "evicted_count": answer.evicted_count,
-            },
+            "answer": asdict(answer),
             "create_ms": tx.now_ms,
         }
         for item, answer in zip(items, answers, strict=True)

@@ -186,13 +186,34 @@ encoders = Table(
     Column("create_ms", BigInteger, nullable=False),
 )
 
-# The pairs of encoders that may search each other's codes, each with its radii.
+# The pairs of encoders whose queries may search each other's codes.
 calibrations = Table(
     "calibrations",
     metadata,
     _cache_ref(primary_key=True),
     Column("query_encoder_id", String(32), primary_key=True),
     Column("segment_encoder_id", String(32), primary_key=True),
+    Column("create_ms", BigInteger, nullable=False),
+)
+
+# The class codes that were issued: fixed for good, whatever becomes of the encoder that issued them.
+class_codes = Table(
+    "class_codes",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # order of issue
+    Column("label", String(128), nullable=False),
+    Column("code", LargeBinary, nullable=False),
+    Column("seed", BigInteger, nullable=False),  # of the draw
+    UniqueConstraint("cache_id", "label"),
+)
+
+# The generations that were built from this store; one that is not listed is of another store.
+generations = Table(
+    "generations",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("token", String(32), primary_key=True),
     Column("create_ms", BigInteger, nullable=False),
 )
 
@@ -206,6 +227,7 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("owner", String(64)),
     Column("lease_ms", BigInteger),  # the worker holds the job until then
+    Column("attempt_count", Integer, nullable=False),
     Column("report", Text, nullable=False),
     Column("error", Text, nullable=False),
     Column("create_ms", BigInteger, nullable=False),

@@ -8,6 +8,8 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from types import TracebackType
+from typing import Self
 
 from sqlalchemy import Connection, Engine, select
 
@@ -50,6 +52,9 @@ class Worker:
         due = []
         with reading(self._engine) as connection:
             for cache in read_caches(connection):
+                retry_ms = self._clock() - int(self._config.update.retry_seconds * 1000)
+                if jobs.failed_since(connection, cache.id, kind=jobs.UPDATE, after_ms=retry_ms):
+                    continue
                 if count_unlearned(connection, cache) >= self._config.update.min_labelled_rows:
                     due.append(cache.id)
         for cache_id in due:
@@ -75,26 +80,26 @@ class Worker:
         except (ServiceError, HashingError) as error:
             logger.error("job %s failed: %s", job.name, error)
             self._fail(job, str(error))
+        except Exception as error:  # the worker's outermost place: one job must not end it
+            logger.exception("job %s failed", job.name)
+            self._fail(job, f"{type(error).__name__}: {error}")
         return True
 
     def _update(self, job: JobRecord, cache: str) -> UpdateOutcome:
-        def heartbeat() -> None:
-            with writing(self._engine) as connection:
-                jobs.extend_lease(connection, job, now_ms=self._clock(), lease_ms=self._lease_ms)
-
         def conclude(connection: Connection, outcome: UpdateOutcome) -> None:
             report = json.dumps(asdict(outcome))
             jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
 
-        return run_update(
-            self._engine,
-            cache,
-            config=self._config.update,
-            max_live_encoders=self._config.search.max_live_encoders,
-            clock=self._clock,
-            heartbeat=heartbeat,
-            conclude=conclude,
-        )
+        with _Lease(self._engine, job, clock=self._clock, lease_ms=self._lease_ms) as lease:
+            return run_update(
+                self._engine,
+                cache,
+                config=self._config.update,
+                max_live_encoders=self._config.search.max_live_encoders,
+                clock=self._clock,
+                heartbeat=lease.check,
+                conclude=conclude,
+            )
 
     def _fail(self, job: JobRecord, error: str) -> None:
         try:
@@ -102,3 +107,39 @@ class Worker:
                 jobs.finish(connection, job, state=jobs.FAILED, error=error, now_ms=self._clock())
         except jobs.LeaseLostError as lost:
             logger.warning("%s", lost)
+
+
+class _Lease:
+    """Keeps a job's lease from a thread while the job runs, however long its steps are."""
+
+    def __init__(self, engine: Engine, job: JobRecord, *, clock: Callable[[], int], lease_ms: int) -> None:
+        self._engine = engine
+        self._job = job
+        self._clock = clock
+        self._lease_ms = lease_ms
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Extend the lease. Raises: jobs.LeaseLostError."""
+        with writing(self._engine) as connection:
+            jobs.extend_lease(connection, self._job, now_ms=self._clock(), lease_ms=self._lease_ms)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._lease_ms / 3000):
+            try:
+                self.check()
+            except jobs.LeaseLostError:
+                return  # the job's next step finds out
+            except StoreUnavailableError as error:
+                logger.warning("the lease of job %s could not be extended: %s", self._job.name, error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from service.database import writing
 from service.errors import NotFoundError, OverloadedError, ServiceError, StoreUnavailableError
@@ -49,6 +49,7 @@ class Writer:
         self._max_group_rows = max_group_rows
         self._on_commit = on_commit
         self._queue: queue.Queue[_Write | None] = queue.Queue(maxsize=max_queued_writes)
+        self._next: _Write | None = None  # taken from the queue, for the next group; the thread's own
         self._lock = threading.Lock()  # guards _closed: nothing is queued behind the end
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -96,7 +97,8 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            first = self._queue.get()
+            first = self._queue.get() if self._next is None else self._next
+            self._next = None
             group = self._take_group(first)
             live = [write for write in group if write and write.answer.set_running_or_notify_cancel()]
             if live:
@@ -105,12 +107,18 @@ class Writer:
                 return
 
     def _take_group(self, first: _Write | None) -> list[_Write | None]:
+        """What goes into one transaction. A registry write goes alone: it locks a cache of its own."""
         group = [first]
+        if first is None or first.cache_id is None:
+            return group
         row_count = first.row_count if first else 0
         while row_count < self._max_group_rows:
             try:
                 write = self._queue.get_nowait()
             except queue.Empty:
+                break
+            if write is not None and write.cache_id is None:
+                self._next = write
                 break
             group.append(write)
             row_count += write.row_count if write else 0
@@ -160,7 +168,9 @@ class Writer:
                 result = write.apply(target)
             except OperationalError:
                 raise
-            except (ServiceError, DBAPIError) as error:
+            except Exception as error:  # the thread's outermost place for what one write does wrong
+                if not isinstance(error, ServiceError):
+                    logger.exception("a write failed")
                 savepoint.rollback()
                 transactions = _lock_caches(connection, cache_ids, now_ms=now_ms)
                 failures.append((write, error))

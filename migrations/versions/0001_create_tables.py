@@ -82,6 +82,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cache_id", "seq", name=op.f("pk_changes")),
     )
     op.create_table(
+        "class_codes",
+        sa.Column("cache_id", RowId, autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("label", sa.String(length=128), nullable=False),
+        sa.Column("code", sa.LargeBinary(), nullable=False),
+        sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["cache_id"], ["caches.id"], name=op.f("fk_class_codes_cache_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("cache_id", "position", name=op.f("pk_class_codes")),
+        sa.UniqueConstraint("cache_id", "label", name=op.f("uq_class_codes_cache_id_label")),
+    )
+    op.create_table(
         "encoders",
         sa.Column("cache_id", RowId, autoincrement=False, nullable=False),
         sa.Column("encoder_id", sa.String(length=32), nullable=False),
@@ -102,6 +115,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cache_id", "encoder_id", name=op.f("pk_encoders")),
     )
     op.create_table(
+        "generations",
+        sa.Column("cache_id", RowId, autoincrement=False, nullable=False),
+        sa.Column("token", sa.String(length=32), nullable=False),
+        sa.Column("create_ms", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["cache_id"], ["caches.id"], name=op.f("fk_generations_cache_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("cache_id", "token", name=op.f("pk_generations")),
+    )
+    op.create_table(
         "jobs",
         sa.Column("id", RowId, autoincrement=True, nullable=False),
         sa.Column("cache_id", RowId, autoincrement=False, nullable=False),
@@ -110,6 +133,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=True),
         sa.Column("lease_ms", sa.BigInteger(), nullable=True),
+        sa.Column("attempt_count", sa.Integer(), nullable=False),
         sa.Column("report", sa.Text(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("create_ms", sa.BigInteger(), nullable=False),
@@ -254,7 +278,9 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_requests_create_ms"), table_name="requests")
     op.drop_table("requests")
     op.drop_table("jobs")
+    op.drop_table("generations")
     op.drop_table("encoders")
+    op.drop_table("class_codes")
     op.drop_table("changes")
     op.drop_table("categories")
     op.drop_table("calibrations")

@@ -290,10 +290,22 @@ class Client:
         return answer
 
     def update_category(
-        self, cache: str, category: str, *, ttl: timedelta | None = None, etag: str = "", **policy: Any
+        self,
+        cache: str,
+        category: str,
+        *,
+        ttl: timedelta | None = None,
+        without_ttl: bool = False,
+        etag: str = "",
+        **policy: Any,
     ) -> pb.Category:
-        """Change the given fields of a category's policy."""
-        fields = [*policy, *(["ttl"] if ttl is not None else [])]
+        """Change the given fields of a category's policy, and no other; `without_ttl` removes the ttl.
+
+        Raises: ValueError: no field is given, or a ttl that is to be removed.
+        """
+        fields = [*policy, *(["ttl"] if ttl is not None or without_ttl else [])]
+        if not fields or (ttl is not None and without_ttl):
+            raise ValueError("give fields of the policy to change, and ttl or without_ttl, not both")
         name = f"caches/{cache}/categories/{category}"
         message = pb.Category(name=name, etag=etag, ttl=_duration(ttl), **policy)
         request = admin_pb.UpdateCategoryRequest(category=message, update_mask=FieldMask(paths=fields))

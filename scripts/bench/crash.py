@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from nearhit import Client, NearhitError
 
+from scripts.arguments import positive_integer
 from scripts.bench.lines import Figure, add_bench_arguments, print_figure
 from scripts.server_process import ServerProcess, write_config
 from service.check import check_cache
@@ -44,7 +45,7 @@ class Ledger:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's arguments."""
     add_bench_arguments(parser)
-    parser.add_argument("--trials", type=int, default=20, help="default %(default)s")
+    parser.add_argument("--trials", type=positive_integer, default=20, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
 
 
@@ -125,12 +126,16 @@ def _write(address: str, ledger: Ledger, prefix: str, seed: int) -> None:
                     response=b"x" * 500,
                     entry=entry,
                 )
-                ledger.record("stored", entry)
-                if number % 5 == 4:
-                    doomed = f"{prefix}-{number - 2}"
-                    ledger.record("unknown", doomed)
-                    client.delete_entry(_CACHE, doomed)
-                    ledger.record("deleted", doomed)
             except NearhitError:
                 ledger.record("unknown", entry)
                 return
+            ledger.record("stored", entry)
+            if number % 5 != 4:
+                continue
+            doomed = f"{prefix}-{number - 2}"
+            try:
+                client.delete_entry(_CACHE, doomed)
+            except NearhitError:
+                ledger.record("unknown", doomed)
+                return
+            ledger.record("deleted", doomed)

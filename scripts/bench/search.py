@@ -65,12 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
             for method, search_path in _PATHS:
                 found = _search(server, queries, search_path)
                 for k in (1, _TOP_K):
-                    recall = np.mean(
-                        [len(set(f[:k]) & set(t[:k])) / k for f, t in zip(found, truth, strict=True)]
-                    )
-                    _report(
-                        arguments, f"recall_at_{k}", method, float(recall), "", rows, queries=len(queries)
-                    )
+                    recall = _recall(found, truth, k=k)
+                    _report(arguments, f"recall_at_{k}", method, recall, "", rows, queries=len(queries))
             for method, search_path in _PATHS:
                 latency_ms = _latency_ms(server, queries[:200], search_path)
                 _report(arguments, "p50_ms", method, latency_ms, "ms", rows, queries=min(200, len(queries)))

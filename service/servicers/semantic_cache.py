@@ -16,15 +16,16 @@ from service.database import reading
 from service.errors import InvalidRequestError
 from service.ingest import submit_imports, submit_stores
 from service.keys import child_name, parse_cache, parse_child, parse_parent
-from service.paging import make_token, read_token
+from service.paging import make_token, read_row_token
 from service.records import Selection
 from service.replica import CacheReplica
-from service.rows import entry_query, read_entries, read_entry, scan_entries
+from service.rows import category_names, entry_query, read_entry, read_page
 from service.tables import NEVER_MS, entries
 from service.tokens import LookupToken
 from service.tokens import read_token as read_lookup_token
 
 _STREAM_CHUNK = 256
+_EXPORT_BYTES = 8 * 1024 * 1024
 
 
 class SemanticCacheServicer(SemanticCacheServiceServicer):
@@ -80,11 +81,12 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
     def GetEntry(self, request: cache_pb.GetEntryRequest, context: grpc.ServicerContext) -> pb.Entry:
         """Read one entry."""
         cache, name = parse_child(request.name, "entries")
+        full = convert.check_view(request.view)
         state = self._app.replicas.get(cache).state
         with reading(self._app.engine) as connection:
             record = read_entry(connection, state.record, name, now_ms=clock_ms())
-        category = state.category_names[record.category_id]
-        return convert.from_entry(cache, category, record, full=request.view == pb.ENTRY_VIEW_FULL)
+            category = category_names(connection, state.record.id)[record.category_id]
+        return convert.from_entry(cache, category, record, full=full)
 
     def ListEntries(
         self, request: cache_pb.ListEntriesRequest, context: grpc.ServicerContext
@@ -92,21 +94,17 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         """List live entries, a page at a time."""
         cache, query, state = self._listed(request.parent)
         size = convert.page_size(request.page_size)
-        after = read_token(request.parent, request.page_token)
-        page = query.where(entries.c.id > int(after or 0)).order_by(entries.c.id).limit(size + 1)
+        full = convert.check_view(request.view)
+        after = read_row_token(request.parent, request.page_token)
+        budget_bytes = self._app.config.server.max_message_bytes // 2
         with reading(self._app.engine) as connection:
-            found = read_entries(connection, page)
-        token = make_token(request.parent, str(found[size - 1].id)) if len(found) > size else ""
+            page = read_page(connection, query, after=after, size=size, budget_bytes=budget_bytes)
+            names = category_names(connection, state.record.id)
+        token = "" if page.next_after is None else make_token(request.parent, str(page.next_after))
         return cache_pb.ListEntriesResponse(
             entries=[
-                convert.from_entry(
-                    cache,
-                    state.category_names[record.category_id],
-                    record,
-                    full=request.view == pb.ENTRY_VIEW_FULL,
-                )
-                for record in found[:size]
-                if record.category_id in state.category_names
+                convert.from_entry(cache, names[record.category_id], record, full=full)
+                for record in page.records
             ],
             next_page_token=token,
         )
@@ -124,6 +122,7 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
     ) -> cache_pb.InvalidateResponse:
         """Delete, or count, what the selectors mean."""
         cache = parse_cache(request.parent)
+        convert.check_selectors(request)
         state = self._app.replicas.get(cache).state
         selection = Selection(
             names=convert.child_ids(request.entries, cache, "entries"),
@@ -137,7 +136,8 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             raise InvalidRequestError("no selector is given", reason="NO_SELECTOR")
         if request.dry_run:
             with reading(self._app.engine) as connection:
-                count = len(store.select_rows(connection, state.record.id, selection))
+                found = store.select_rows(connection, state.record.id, selection, live_at=clock_ms())
+                count = len(found)
             return cache_pb.InvalidateResponse(entry_count=count)
         answer = self._app.writer.submit(
             state.record.id, lambda tx: (store.invalidate(tx, selection), tx.seq)
@@ -176,12 +176,17 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
     ) -> Iterator[cache_pb.ExportEntriesResponse]:
         """Stream every live entry."""
         cache, query, state = self._listed(request.parent)
-        with reading(self._app.engine) as connection:
-            for records in scan_entries(connection, query, chunk=_STREAM_CHUNK, with_tags=True):
-                for record in records:
-                    category = state.category_names[record.category_id]
-                    entry = convert.from_entry(cache, category, record, full=True)
-                    yield cache_pb.ExportEntriesResponse(entry=entry)
+        after: int | None = 0
+        while after is not None:
+            with reading(self._app.engine) as connection:  # one a page: a slow reader must not hold one
+                page = read_page(
+                    connection, query, after=after, size=convert.PAGE_MOST, budget_bytes=_EXPORT_BYTES
+                )
+                names = category_names(connection, state.record.id)
+            for record in page.records:
+                entry = convert.from_entry(cache, names[record.category_id], record, full=True)
+                yield cache_pb.ExportEntriesResponse(entry=entry)
+            after = page.next_after
 
     def ImportEntries(
         self, request_iterator: Iterator[cache_pb.ImportEntriesRequest], context: grpc.ServicerContext

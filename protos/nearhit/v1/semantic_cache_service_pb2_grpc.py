@@ -32,7 +32,10 @@ class SemanticCacheServiceStub(object):
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
     miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
-    RESOURCE_EXHAUSTED. Writes while the database cannot be reached: UNAVAILABLE, and nothing is stored.
+    RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
+    cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
+    the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
+    RESOURCE_EXHAUSTED with the reason REPLY_TOO_LARGE.
     """
 
     def __init__(self, channel):
@@ -103,7 +106,10 @@ class SemanticCacheServiceServicer(object):
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
     miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
-    RESOURCE_EXHAUSTED. Writes while the database cannot be reached: UNAVAILABLE, and nothing is stored.
+    RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
+    cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
+    the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
+    RESOURCE_EXHAUSTED with the reason REPLY_TOO_LARGE.
     """
 
     def Lookup(self, request, context):
@@ -177,7 +183,8 @@ class SemanticCacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportEntries(self, request_iterator, context):
-        """Stores streamed entries in batches; ids that exist are skipped and counted. Expire times are kept.
+        """Stores streamed entries in batches. One whose id, or whose scope and fingerprint in its category, a live
+        entry has is skipped and counted. Expire times are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +261,10 @@ class SemanticCacheService(object):
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
     miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
-    RESOURCE_EXHAUSTED. Writes while the database cannot be reached: UNAVAILABLE, and nothing is stored.
+    RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
+    cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
+    the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
+    RESOURCE_EXHAUSTED with the reason REPLY_TOO_LARGE.
     """
 
     @staticmethod
