@@ -11,7 +11,7 @@ from hashing.checkpoint import load_encoder
 from hashing.errors import CheckpointError, HashingError
 from hashing.inference import Encoder
 from index.check import NORM_TOLERANCE, check_generation
-from index.codes import pack, word_count
+from index.codes import pack
 from index.errors import DamagedGenerationError, IndexFault
 from index.manifest import current_generation, read_manifest
 from index.rows import Rows, SegmentKey
@@ -19,7 +19,7 @@ from service.coding import STORED_DTYPE, from_stored, label_codes_of, vectors_of
 from service.config import Config
 from service.database import reading
 from service.errors import NotFoundError
-from service.feed import to_rows
+from service.feed import damage_of, to_rows
 from service.keys import fingerprint_key
 from service.records import CacheRecord, EntryRecord
 from service.registry import ACTIVE, RETIRED
@@ -37,7 +37,6 @@ from service.tables import changes, entries, responses
 
 UNDECIDED_VALUE = 1e-5  # a bit whose value is nearer to 0 may fall on either side
 _CHUNK = 2_000
-_WORD_BYTES = 8
 # Columns of rows, by what a finding calls them; codes and label codes have rules of their own.
 _COMPARED = {
     "vector": "vectors",
@@ -174,25 +173,12 @@ def _check_entries(connection: Connection, record: CacheRecord, encoders: _Encod
 
 
 def _flaw(cache: CacheRecord, entry: EntryRecord) -> str | None:
-    """What makes an entry one that cannot be served; None for a sound one."""
-    spec = cache.modalities.get(entry.modality)
-    if spec is None:
-        return f"the cache has no modality {entry.modality!r}"
-    if len(entry.vector) != STORED_DTYPE.itemsize * spec.dim:
-        return f"the vector has {len(entry.vector)} bytes, {spec.dim} dimensions need {2 * spec.dim}"
+    """What is wrong with one stored entry by itself; None: nothing."""
+    if damage := damage_of(cache, entry):
+        return damage
     norm = float(np.linalg.norm(np.frombuffer(entry.vector, dtype=STORED_DTYPE).astype(np.float64)))
-    if not abs(norm - 1) <= NORM_TOLERANCE:  # `not <=` catches NaN
+    if abs(norm - 1) > NORM_TOLERANCE:
         return f"the vector has norm {norm:.4g}, not 1"
-    if (entry.code is None) != (entry.encoder_id is None):
-        return "it has a code without an encoder, or an encoder without a code"
-    for what, code, bits in (
-        ("code", entry.code, cache.code_bits),
-        ("label code", entry.label_code, cache.label_bits),
-    ):
-        if code is not None and len(code) != _WORD_BYTES * word_count(bits):
-            return f"the {what} has {len(code)} bytes, {bits} bits need {_WORD_BYTES * word_count(bits)}"
-    if entry.expire_ms < 1:
-        return f"the expire time is {entry.expire_ms}"
     return None
 
 

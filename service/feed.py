@@ -1,5 +1,6 @@
 """From the store to the index: changes since a seq, or all there is."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from sqlalchemy import Connection, delete, func, select
 
 from index.requests import Changes
 from index.rows import Rows, SegmentKey
-from service.coding import vectors_of
+from service.coding import STORED_DTYPE, vectors_of
 from service.keys import scope_key, split_key
 from service.payload import pack_payload
 from service.records import CacheRecord, EntryRecord, Operation
 from service.rows import entry_query, read_entries_by_id, scan_entries
 from service.tables import caches, changes
+
+logger = logging.getLogger(__name__)
 
 # Rows read at once, responses included.
 CHUNK = 1_000
@@ -79,11 +82,39 @@ def prune_changes(connection: Connection, cache_id: int, *, retained: int) -> in
 
 
 def to_rows(cache: CacheRecord, records: Sequence[EntryRecord]) -> list[tuple[SegmentKey, Rows]]:
-    """Entries as the index takes them, grouped by segment."""
+    """Entries as the index takes them, grouped by segment.
+
+    An entry whose stored vector or code is damaged is left out and named: served it would be wrong.
+    """
     grouped: dict[SegmentKey, list[EntryRecord]] = defaultdict(list)
     for record in records:
+        if damage := damage_of(cache, record):
+            logger.error("entry %s of %s is not served: %s", record.name, cache.name, damage)
+            continue
         grouped[SegmentKey(record.category_id, record.modality, record.encoder_id)].append(record)
     return [(key, _rows(cache, group)) for key, group in grouped.items()]
+
+
+def damage_of(cache: CacheRecord, record: EntryRecord) -> str | None:
+    """Why the index cannot hold an entry as it is stored; None: it can."""
+    spec = cache.modalities.get(record.modality)
+    if spec is None:
+        return f"the cache has no modality {record.modality!r}"
+    if len(record.vector) != STORED_DTYPE.itemsize * spec.dim:
+        return f"the vector has {len(record.vector)} bytes, {spec.dim} dimensions need {2 * spec.dim}"
+    if not np.isfinite(np.frombuffer(record.vector, dtype=STORED_DTYPE)).all():
+        return "the vector is not finite"
+    if (record.code is None) != (record.encoder_id is None):
+        return "it has a code without an encoder, or an encoder without a code"
+    for what, code, bits in (
+        ("code", record.code, cache.code_bits),
+        ("label code", record.label_code, cache.label_bits),
+    ):
+        if code is not None and len(code) != bits // 8:
+            return f"the {what} has {len(code)} bytes, {bits} bits need {bits // 8}"
+    if record.expire_ms < 1:
+        return f"the expire time is {record.expire_ms}"
+    return None
 
 
 def _rows(cache: CacheRecord, records: Sequence[EntryRecord]) -> Rows:

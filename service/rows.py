@@ -97,11 +97,13 @@ def read_encoder(connection: Connection, cache: CacheRecord, encoder_id: str) ->
 
 
 def read_weights(connection: Connection, cache_id: int, encoder_id: str) -> bytes:
-    """An encoder's checkpoint."""
+    """An encoder's checkpoint. Raises: NotFoundError."""
     query = select(encoders.c.weights).where(
         encoders.c.cache_id == cache_id, encoders.c.encoder_id == encoder_id
     )
-    weights: bytes = connection.execute(query).scalar_one()
+    weights: bytes | None = connection.execute(query).scalar()
+    if weights is None:
+        raise NotFoundError(f"encoder {encoder_id} does not exist", reason="ENCODER_NOT_FOUND")
     return weights
 
 
