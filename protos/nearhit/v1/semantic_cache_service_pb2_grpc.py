@@ -31,7 +31,8 @@ class SemanticCacheServiceStub(object):
     """A semantic cache: the answer to a question that was answered before.
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
-    miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
+    miss. Every error of the service carries a google.rpc.ErrorInfo of the domain "nearhit"; what the transport
+    refuses by itself (unknown method, a stopped server) carries none. Over the server's limit of calls:
     RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
     cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
     the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
@@ -105,7 +106,8 @@ class SemanticCacheServiceServicer(object):
     """A semantic cache: the answer to a question that was answered before.
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
-    miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
+    miss. Every error of the service carries a google.rpc.ErrorInfo of the domain "nearhit"; what the transport
+    refuses by itself (unknown method, a stopped server) carries none. Over the server's limit of calls:
     RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
     cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
     the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
@@ -260,7 +262,8 @@ class SemanticCacheService(object):
     """A semantic cache: the answer to a question that was answered before.
 
     A miss is an outcome, never an error; a call that was cancelled or ran out of time is an error, never a
-    miss. Every error carries a google.rpc.ErrorInfo of the domain "nearhit". Over the server's queue limit:
+    miss. Every error of the service carries a google.rpc.ErrorInfo of the domain "nearhit"; what the transport
+    refuses by itself (unknown method, a stopped server) carries none. Over the server's limit of calls:
     RESOURCE_EXHAUSTED; that one alone comes from the transport, without ErrorInfo. Writes while the database
     cannot be reached: UNAVAILABLE, and nothing is stored; where the connection breaks during the commit itself
     the outcome is not known, and a repeat with the same request_id is safe. A reply over the message limit:
