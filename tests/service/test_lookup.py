@@ -371,3 +371,14 @@ def test_same_request_on_same_state_has_same_answer(door: Client, vectors: Vecto
     for answer in answers:
         del answer["latencyUs"], answer["lookupToken"]  # a token tells one lookup from another
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_client_asks_in_the_modality_that_it_names(lone_client: Client, vectors: NDArray[np.float32]) -> None:
+    lone_client.create_cache(
+        "pictures", dim=len(vectors[0]), modality="image", embedder_id="clip", code_bits=64
+    )
+    lone_client.create_category("pictures", "all")
+    lone_client.store("pictures", "all", embedding=vectors[0], modality="image", response=b"cat")
+    asked = {"embedding": vectors[0], "modality": "image", "embedder_id": "clip"}
+    assert lone_client.lookup("pictures", "all", **asked).response == b"cat"
+    assert len(lone_client.search("pictures", **asked).results) == 1
