@@ -130,10 +130,10 @@ def _divide(
 
 
 def _embed(corpus: Sequence[CorpusEntry]) -> dict[str, NDArray[np.float32]]:
-    embedder = Embedder(EmbedderConfig(model="minilm", timeout_seconds=120.0))
+    embedder = Embedder(EmbedderConfig(model="minilm", timeout_seconds=120.0, max_wait_seconds=300.0))
     try:
         embedder.start()
-        embeddings = embedder.embed([entry.question for entry in corpus], timeout_seconds=120.0)
+        embeddings = embedder.embed([entry.question for entry in corpus], timeout_seconds=300.0)
     finally:
         embedder.stop()
     return {entry.question: row for entry, row in zip(corpus, embeddings, strict=True)}

@@ -127,11 +127,13 @@ class RefreshConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderConfig:
-    """Text to embedding, in a process of its own; empty: none, texts are answered by fingerprint only."""
+    """Text to embedding, in a process of its own; empty: none, texts are answered by fingerprint only. The
+    process has `timeout_seconds` for one batch, a call waits `max_wait_seconds` for its turn and answer."""
 
     model: str = ""
     start_seconds: float = 120.0
     timeout_seconds: float = 5.0
+    max_wait_seconds: float = 20.0
     max_texts: int = 256
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class EmbedderConfig:
             "embedder",
             start_seconds=self.start_seconds,
             timeout_seconds=self.timeout_seconds,
+            max_wait_seconds=self.max_wait_seconds,
             max_texts=self.max_texts,
         )
 

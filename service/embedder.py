@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,13 +63,19 @@ class Embedder:
         """
         most = self._config.max_texts
         parts = [list(texts[start : start + most]) for start in range(0, len(texts), most)]
-        answer = self._thread.submit(lambda: [self._embed(part) for part in parts])
-        wait = min(self._config.timeout_seconds * len(parts), timeout_seconds)
+        wait = min(self._config.max_wait_seconds, timeout_seconds)
+        abandoned = threading.Event()
         try:
+            answer = self._thread.submit(
+                lambda: [self._embed(part) for part in parts if not abandoned.is_set()]
+            )
             return np.concatenate(answer.result(timeout=wait))
         except FutureTimeoutError as error:
-            answer.cancel()
             raise EmbedderUnavailableError(f"the embedder did not answer within {wait:.1f} s") from error
+        except (RuntimeError, CancelledError) as error:  # of a thread that was shut down
+            raise EmbedderUnavailableError("the embedder was stopped") from error
+        finally:
+            abandoned.set()
 
     def stop(self) -> None:
         """End the process."""

@@ -38,8 +38,11 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
         """Wrap the method's handler."""
         handler = continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or not method.startswith("/nearhit.v1."):
-            return handler  # health and reflection have manners of their own
+        if handler is None:
+            return None
+        if not method.startswith("/nearhit.v1."):  # health and reflection have manners of their own
+            is_two_way = handler.request_streaming and handler.response_streaming
+            return self._placed_stream(handler, method) if is_two_way else handler
         if handler.response_streaming:
             return self._wrapped_stream(handler, method)
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
@@ -66,6 +69,16 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
 
         deserializer = _lenient(handler.request_deserializer)
         return grpc.unary_stream_rpc_method_handler(call, deserializer, handler.response_serializer)
+
+    def _placed_stream(self, handler: Any, method: str) -> Any:
+        behaviour = handler.stream_stream
+
+        def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with _Outcome(method, context), self._stream_place(is_stream=True):
+                yield from behaviour(requests, context)
+
+        parse, render = handler.request_deserializer, handler.response_serializer
+        return grpc.stream_stream_rpc_method_handler(call, parse, render)
 
     @contextmanager
     def _stream_place(self, *, is_stream: bool) -> Iterator[None]:

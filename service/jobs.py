@@ -22,8 +22,10 @@ class LeaseLostError(Exception):
 
 
 def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> JobRecord:
-    """Queue a job; one of its kind that waits or runs is returned instead."""
-    connection.execute(select(caches.c.id).where(caches.c.id == cache_id).with_for_update())
+    """Queue a job; one of its kind that waits or runs is returned instead. Raises: NotFoundError."""
+    locked = select(caches.c.id).where(caches.c.id == cache_id).with_for_update()
+    if connection.execute(locked).first() is None:
+        raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
     waiting = select(jobs).where(
         jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING))
     )
@@ -89,10 +91,11 @@ def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int
     return _read(connection, jobs.c.id == job.id)
 
 
-def failed_since(connection: Connection, cache_id: int, *, kind: str, after_ms: int) -> bool:
-    """Whether a job of this kind failed after `after_ms`."""
+def ended_without_success(connection: Connection, cache_id: int, *, kind: str, after_ms: int) -> bool:
+    """Whether a job of this kind failed or was cancelled after `after_ms`."""
+    ended = jobs.c.state.in_((FAILED, CANCELLED))
     query = select(jobs.c.id).where(
-        jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state == FAILED, jobs.c.end_ms > after_ms
+        jobs.c.cache_id == cache_id, jobs.c.kind == kind, ended, jobs.c.end_ms > after_ms
     )
     return connection.execute(query.limit(1)).first() is not None
 

@@ -245,23 +245,42 @@ def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) 
 
 
 def count_unlearned(connection: Connection, cache: CacheRecord) -> int:
-    """Rows that the next update would learn: labelled, of the encoder's modality, and stored since the last
-    encoder, accepted or not; 0 without an active encoder."""
+    """Rows that the next update would learn: labelled, of the encoder's modality, and stored since what the
+    last one saw, accepted or not; 0 without an active encoder."""
     if cache.active_encoder_id is None:
         return 0
-    modality = _label_modality(load_encoder(read_weights(connection, cache.id, cache.active_encoder_id)))
-    newest = select(func.max(encoders.c.watermark)).where(encoders.c.cache_id == cache.id)
     query = (
         select(func.count())
         .select_from(entries)
         .where(
             entries.c.cache_id == cache.id,
             entries.c.has_labels,
-            entries.c.modality == modality,
-            entries.c.seq > newest.scalar_subquery(),
+            entries.c.seq > _seen_to(connection, cache.id, cache.active_encoder_id),
         )
     )
-    return int(connection.execute(query).scalar_one())
+    if not connection.execute(query).scalar_one():
+        return 0  # without reading the encoder
+    encoder = load_encoder(read_weights(connection, cache.id, cache.active_encoder_id))
+    of_modality = query.where(entries.c.modality == _label_modality(encoder))
+    return int(connection.execute(of_modality).scalar_one())
+
+
+def _seen_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
+    """The seq up to which rows were learned by this encoder, or judged by updates of it that were rejected.
+
+    An encoder that has learned no labels has seen none.
+    """
+    own = select(encoders.c.watermark).where(
+        encoders.c.cache_id == cache_id,
+        encoders.c.encoder_id == encoder_id,
+        encoders.c.learning_state.is_not(None),
+    )
+    rejected = select(func.max(encoders.c.watermark)).where(
+        encoders.c.cache_id == cache_id,
+        encoders.c.parent_id == encoder_id,
+        encoders.c.state == registry.REJECTED,
+    )
+    return max(connection.execute(own).scalar() or 0, connection.execute(rejected).scalar() or 0)
 
 
 def _label_modality(encoder: Encoder) -> str:
@@ -284,27 +303,26 @@ def _watermark_after(
 
 
 def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LabelState, int]:
-    """The active encoder, the state to continue from, and the seq up to which it has learned."""
+    """The active encoder, the state to continue from, and the seq up to which rows were seen."""
     if record.active_encoder_id is None:
         raise PreconditionError(
             f"{cache_name(record.name)} has no active encoder: train one first", reason="NO_ACTIVE_ENCODER"
         )
     row = connection.execute(
-        select(encoders.c.weights, encoders.c.learning_state, encoders.c.watermark).where(
+        select(encoders.c.weights, encoders.c.learning_state).where(
             encoders.c.cache_id == record.id, encoders.c.encoder_id == record.active_encoder_id
         )
     ).one()
     encoder = load_encoder(row.weights)
     if row.learning_state is not None:
-        state, watermark = load_state(row.learning_state), row.watermark
+        state = load_state(row.learning_state)
     else:
         dim = next(iter(encoder.projections.values())).dim
         state = LabelState.empty(dim, config=EncoderConfig(label_bits=record.label_bits))
-        watermark = 0
     issued = registry.issued_class_codes(connection, record.id)
     if issued is not None and len(issued) > len(state.class_codes):
         state = replace(state, class_codes=issued)  # those of encoders that were rolled back stay issued
-    return encoder, state, watermark
+    return encoder, state, _seen_to(connection, record.id, encoder.encoder_id)
 
 
 def _of_modality(record: CacheRecord, modality: str) -> Select[tuple[int, bytes, list[str]]]:

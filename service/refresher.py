@@ -86,7 +86,10 @@ class Replicas:
     def open_new_generations(self) -> None:
         """Serve generations that were built since. Raises: StoreUnavailableError."""
         for replica in self.all():
-            replica.open_new_generation()
+            try:
+                replica.open_new_generation()
+            except NotFoundError:
+                continue  # the cache was deleted
 
     def on_commit(self, cache_ids: Sequence[int], settings_changed: bool) -> None:  # noqa: FBT001
         """Bring the indexes up to this process's own commit."""
@@ -153,14 +156,14 @@ class Refresher:
         self._guarded(self.write_accesses)
 
     def write_accesses(self) -> None:
-        """Write what lookups did since the last time. Raises: ServiceError; nothing is lost by it."""
-        failure: ServiceError | None = None
+        """Write what lookups did since the last time. Raises: what the last failure was; nothing is lost."""
+        failure: Exception | None = None
         for cache_id, accesses in self._accesses.drain().items():
             try:
                 self._writer.submit(cache_id, partial(store.record_accesses, accesses=accesses)).result()
             except NotFoundError:
                 continue  # the cache was deleted
-            except ServiceError as error:
+            except Exception as error:  # whatever it is, the counts must not be lost
                 self._accesses.restore(cache_id, accesses)
                 failure = error
         if failure is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, select
 
 from hashing.checkpoint import load_encoder
+from hashing.errors import HashingError
 from hashing.inference import Encoder
 from index.config import IndexConfig
 from index.errors import DamagedGenerationError, IndexFault
@@ -128,8 +129,10 @@ class CacheReplica:
             return False
         try:
             opened = self._load_generation(name)  # without the lock: writes must not wait for files
+            record = self.state.record
             with reading(self._engine) as connection:
-                self._follow(connection, opened)
+                while (page := read_changes(connection, record, after=opened.applied_seq)) is not None:
+                    opened.apply(page.changes)
             with self._lock, reading(self._engine) as connection:
                 self._follow(connection, opened)
                 state = replace(self.state, index=opened)
@@ -137,7 +140,7 @@ class CacheReplica:
                 self.state = self._read_settings(connection, replace(state, encoders=self.state.encoders))
                 for category_id in {key[0] for key in opened.partitions} - set(self.state.category_names):
                     opened.drop_category(category_id)
-        except (IndexFault, FeedPrunedError) as error:
+        except (IndexFault, FeedPrunedError, HashingError) as error:
             self._refuse(name, str(error))
             return False
         logger.info("serving generation %s of %s", name, self.state.record.name)

@@ -19,7 +19,7 @@ from service.config import Config
 from service.database import reading, writing
 from service.errors import ServiceError, StoreUnavailableError
 from service.learning import UpdateOutcome, count_unlearned, run_update
-from service.records import JobRecord
+from service.records import CacheRecord, JobRecord
 from service.rows import read_caches
 from service.tables import caches
 
@@ -49,18 +49,29 @@ class Worker:
 
     def enqueue_due(self) -> int:
         """Queue an update for each cache with enough new labelled rows; return how many are queued."""
-        due = []
         with reading(self._engine) as connection:
-            for cache in read_caches(connection):
-                retry_ms = self._clock() - int(self._config.update.retry_seconds * 1000)
-                if jobs.failed_since(connection, cache.id, kind=jobs.UPDATE, after_ms=retry_ms):
-                    continue
-                if count_unlearned(connection, cache) >= self._config.update.min_labelled_rows:
-                    due.append(cache.id)
-        for cache_id in due:
-            with writing(self._engine) as connection:
-                jobs.enqueue(connection, cache_id, kind=jobs.UPDATE, now_ms=self._clock())
-        return len(due)
+            found = read_caches(connection)
+        queued = 0
+        for cache in found:
+            try:
+                queued += self._enqueue_if_due(cache)
+            except StoreUnavailableError:
+                raise
+            except (ServiceError, HashingError) as error:
+                logger.error("no update of %s can be queued: %s", cache.name, error)
+        return queued
+
+    def _enqueue_if_due(self, cache: CacheRecord) -> bool:
+        now_ms = self._clock()
+        retry_ms = now_ms - int(self._config.update.retry_seconds * 1000)
+        with reading(self._engine) as connection:
+            if jobs.ended_without_success(connection, cache.id, kind=jobs.UPDATE, after_ms=retry_ms):
+                return False
+            if count_unlearned(connection, cache) < self._config.update.min_labelled_rows:
+                return False
+        with writing(self._engine) as connection:
+            jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=now_ms)
+        return True
 
     def run_one(self) -> bool:
         """Run one job; False where none waits."""

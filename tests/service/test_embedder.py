@@ -137,6 +137,19 @@ def test_caller_who_waits_less_than_the_answer_takes_leaves_the_process(stand_in
     assert len(stand_in.process_ids) == 1
 
 
+def test_batch_whose_caller_is_gone_does_not_hold_the_next(stand_in: StandIn) -> None:
+    with pytest.raises(EmbedderUnavailableError):
+        stand_in.embed(*["slow"] * 200, timeout_seconds=0.1)
+    assert stand_in.embed("a") == [[1, 1]]
+
+
+def test_embedder_that_was_stopped_is_unavailable(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path)
+    stand_in.embedder.stop()
+    with pytest.raises(EmbedderUnavailableError):
+        stand_in.embed("a")
+
+
 def test_process_that_does_not_start_is_an_error(tmp_path: Path) -> None:
     embedder = Embedder(EmbedderConfig(model="minilm"), command=(sys.executable, "-c", ""))
     with pytest.raises(EmbedderUnavailableError):

@@ -419,6 +419,22 @@ def test_a_rejected_update_leaves_everything_as_it_was(cache: StoreCache) -> Non
     assert (rejected.state, rejected.reason) == (registry.REJECTED, outcome.reasons[0])
 
 
+def test_rows_of_a_rejected_update_are_not_learned_again(cache: StoreCache) -> None:
+    faq = learned(cache, "a", "b", "c", "d")
+    for label, other in ("ab", "ba", "cd", "dc"):
+        items = [new_entry(faq, vector=vector, labels=(other,)) for vector in cluster(label, 80)]
+        cache.mutate(partial(store.store_entries, items=items))
+    fill(cache, faq, "e")
+    config = UpdateConfig(max_map_drop=0.01, max_update_rows=320)
+    rejected, accepted = (
+        run_update(cache.engine, cache.name, config=config, max_live_encoders=4, clock=lambda: 2)
+        for _ in range(2)
+    )
+    assert (rejected.accepted, accepted.accepted, accepted.new_labels) == (False, True, ("e",))
+    with reading(cache.engine) as connection:
+        assert count_unlearned(connection, read_cache(connection, cache.name)) == 0
+
+
 def test_a_rejected_encoder_cannot_be_activated(cache: StoreCache) -> None:
     learned(cache, "a", "b")
     with writing(cache.engine) as connection:
@@ -570,3 +586,31 @@ def test_a_job_that_cannot_be_done_fails_with_its_reason(engine: Engine) -> None
         failed = jobs.read_job(connection, read_cache(connection, cache.name), job.name)
     assert failed.state == jobs.FAILED
     assert "no active encoder" in failed.error
+
+
+def test_a_worker_goes_on_beside_a_cache_whose_encoder_is_damaged(
+    worked: tuple[StoreCache, Callable[[], Worker]],
+) -> None:
+    cache, make_worker = worked
+    damaged = make_cache(cache.engine, dim=DIM)
+    learned(damaged, "a", "b")
+    fill(damaged, next(iter(damaged.categories())), "c", count=6)
+    with writing(cache.engine) as connection:
+        of_cache = tables.encoders.c.cache_id == damaged.id
+        connection.execute(tables.encoders.update().where(of_cache).values(weights=b"none"))
+    worker = make_worker()
+    assert (worker.enqueue_due(), worker.run_one()) == (1, True)
+
+
+def test_a_cancelled_update_is_not_queued_again_at_once(
+    worked: tuple[StoreCache, Callable[[], Worker]],
+) -> None:
+    cache, make_worker = worked
+    worker = make_worker()
+    assert worker.enqueue_due() == 1
+    with reading(cache.engine) as connection:
+        record = read_cache(connection, cache.name)
+        (name,) = connection.execute(select(tables.jobs.c.name)).scalars()
+    with writing(cache.engine) as connection:
+        jobs.cancel(connection, record, name, now_ms=3)
+    assert worker.enqueue_due() == 0

@@ -205,6 +205,25 @@ def test_stream_beyond_the_most_is_refused_and_calls_go_on(
     assert len(list(client.export_entries("faq"))) == 1
 
 
+def test_open_reflection_streams_leave_threads_for_calls(
+    sqlite_config: Config, start_server: Start, connect: Connect
+) -> None:
+    server = start_server(with_server(sqlite_config, threads=4, max_streams=2))
+    ended = threading.Event()
+
+    def nothing() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        ended.wait()
+        yield from ()
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        streams = [stub.ServerReflectionInfo(nothing()) for _ in range(8)]
+        assert connect(server).create_cache("faq", dim=8).name == "caches/faq"
+        ended.set()
+        for stream in streams:
+            stream.cancel()
+
+
 def test_reply_larger_than_a_message_says_so(
     sqlite_config: Config, start_server: Start, connect: Connect, vectors: Vectors
 ) -> None:
