@@ -292,7 +292,7 @@ def _show_next(config_path: Path, address: str) -> None:
     print(
         "\nTry next:\n"
         f"  {program} serve --config {config}\n"
-        f'  {program} lookup --address {address} {CACHE} science "what is the theory of relativity about?"\n'
+        f'  {program} lookup --address {address} {CACHE} trivia "an octopus has how many hearts?"\n'
         f'  {program} search --address {address} {CACHE} "who wrote a famous novel" --top-k 3'
     )
 
