@@ -119,13 +119,14 @@ def search_label_codes(
     values: NDArray[np.float32],
     k: int,
     now_ms: int,
+    scope: int | None,
     allowed_ids: NDArray[np.int64] | None,
 ) -> Candidates:
     """Rank the live rows that have a label code by 1 - cosine of query values and code, in [0, 2].
 
     values: float32 [label_bits], not all 0. Equal distances are ranked by entry id.
     """
-    live = view.label_mask & _is_live(view.expire_times, view.scopes, now_ms=now_ms, scope=None)
+    live = view.label_mask & _is_live(view.expire_times, view.scopes, now_ms=now_ms, scope=scope)
     if allowed_ids is not None:
         live &= _mask(_allowed_offsets(segment, view, allowed_ids), view.row_count)
     offsets, scores = nearest_by_score(view.label_codes, values, count=k, live=live, ties=view.entry_ids)

@@ -173,11 +173,12 @@ class VectorIndex:
         values: NDArray[np.float32],
         k: int,
         now_ms: int,
+        scope: int | None = None,
         allowed_ids: NDArray[np.int64] | None = None,
     ) -> SearchResult:
         """Retrieve by class: rank rows that have a label code by its distance to a real-valued query.
 
-        values: float32 [label_bits], finite, not all 0. A match's `cosine_distance` is
+        values: float32 [label_bits], finite, not all 0. scope, allowed_ids: as in SearchRequest. A match's `cosine_distance` is
         1 - <q, b> / (|q| |b|), b in {-1, +1}, in [0, 2]. Rows of one class tie and are ranked by entry id.
         Raises: DimensionError, ValueError.
         """
@@ -192,7 +193,9 @@ class VectorIndex:
         if not np.isfinite(values).all() or not values.any():
             raise ValueError("label values: must be finite and not all 0")
         found = [
-            search_label_codes(segment, view, values=values, k=k, now_ms=now_ms, allowed_ids=allowed_ids)
+            search_label_codes(
+                segment, view, values=values, k=k, now_ms=now_ms, scope=scope, allowed_ids=allowed_ids
+            )
             for segment, view in self._views(partitions)
         ]
         return self._merge(found, k=k, now_ms=now_ms, threshold=None, seq=seq)

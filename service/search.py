@@ -147,28 +147,14 @@ class VectorSearch:
                 f"class retrieval needs an active encoder that has learned labels of modality {modality!r}",
                 reason="NO_LABEL_CODES",
             )
-        if query.scope is not None:
-            in_scope = _ids_in_scope(state, partitions, scope_key(query.scope))
-            allowed_ids = in_scope if allowed_ids is None else np.intersect1d(allowed_ids, in_scope)
         return state.index.search_labels(
             partitions=partitions,
             values=encoder.label_values(vector[None, :])[0],
             k=query.top_k,
             now_ms=now_ms,
+            scope=None if query.scope is None else scope_key(query.scope),
             allowed_ids=allowed_ids,
         )
-
-
-def _ids_in_scope(
-    state: CacheState, partitions: tuple[tuple[int, str], ...], scope: int
-) -> NDArray[np.int64]:
-    """Row ids of a scope; the index itself filters instance codes by scope, but not label codes."""
-    found = [
-        view.entry_ids[view.scopes == np.uint64(scope)]
-        for key, view in state.index.segment_views()
-        if key.partition in partitions
-    ]
-    return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 
 def _search_instances(

@@ -175,13 +175,16 @@ def test_dead_fingerprints_are_not_found():
 # Class retrieval.
 
 
+@pytest.mark.parametrize("scope", [None, 1])
 @pytest.mark.parametrize("allowed", [None, int64(*range(0, 400, 3))])
-def test_label_search_equals_brute_force(allowed):
+def test_label_search_equals_brute_force(allowed, scope):
     first, second = varied_rows(150, seed=1), varied_rows(150, seed=2, first_id=200)
     index = VectorIndex(CONFIG, sealed=[sealed(first)])
     index.apply(Changes(seq=1, upserts=((KEY, second.take(np.arange(150)[::-1])),)))
     values = np.random.default_rng(5).standard_normal(LABEL_BITS).astype(np.float32)
-    result = index.search_labels(partitions=[TEXT], values=values, k=40, now_ms=NOW, allowed_ids=allowed)
+    result = index.search_labels(
+        partitions=[TEXT], values=values, k=40, now_ms=NOW, scope=scope, allowed_ids=allowed
+    )
     ids = np.concatenate([first.entry_ids, second.entry_ids])
     bits = unpack(np.concatenate([first.label_codes, second.label_codes]), bit_count=LABEL_BITS)
     signs = np.where(bits, 1.0, -1.0)
@@ -189,6 +192,8 @@ def test_label_search_equals_brute_force(allowed):
     live = np.concatenate([(rows.expire_times > NOW) & rows.label_mask for rows in (first, second)])
     if allowed is not None:
         live &= np.isin(ids, allowed)
+    if scope is not None:
+        live &= np.concatenate([first.scopes, second.scopes]) == scope
     expected = nearest_ids(ids, np.round(distances, 5), k=40, live=live)
     assert ids_of(result) == expected
     offsets = [ids.tolist().index(entry_id) for entry_id in expected]
