@@ -178,8 +178,9 @@ class VectorIndex:
     ) -> SearchResult:
         """Retrieve by class: rank rows that have a label code by its distance to a real-valued query.
 
-        values: float32 [label_bits], finite, not all 0. scope, allowed_ids: as in SearchRequest. A match's `cosine_distance` is
-        1 - <q, b> / (|q| |b|), b in {-1, +1}, in [0, 2]. Rows of one class tie and are ranked by entry id.
+        values: float32 [label_bits], finite, not all 0. scope, allowed_ids: as in SearchRequest. The
+        `cosine_distance` of a match is 1 - <q, b> / (|q| |b|), b in {-1, +1}, in [0, 2]. Rows of one class
+        tie and are ranked by entry id.
         Raises: DimensionError, ValueError.
         """
         seq = self._applied_seq
