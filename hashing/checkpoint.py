@@ -24,9 +24,9 @@ from hashing.errors import CheckpointError
 from hashing.identity import Tensors, class_metadata, content_hash, feature_tensors
 from hashing.inference import Encoder
 from hashing.projection import Projection
-from hashing.radius import GRID_COUNT, RadiusTable
+from hashing.radius import GRID_COUNT, RadiusTable, bit_counts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENCODER_FORMAT = "nearhit-encoder"
 STATE_FORMAT = "nearhit-label-state"
 METADATA_KEY = "nearhit"
@@ -124,10 +124,13 @@ def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
     document = _document(content)
     if document.get("format") != kind:
         raise CheckpointError(f"format is {document.get('format')!r}, expected {kind!r}")
-    if document.get("format_version") != FORMAT_VERSION:
+    version = document.get("format_version")
+    if version == 1:
         raise CheckpointError(
-            f"format version {document.get('format_version')!r} is unknown, expected {FORMAT_VERSION}"
+            f"format version 1 has no radii for prefixes, expected {FORMAT_VERSION}: train the encoder again"
         )
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"format version {version!r} is unknown, expected {FORMAT_VERSION}")
     try:
         tensors = load_tensors(content)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -166,12 +169,21 @@ def _projection(tensors: Tensors, modality: str) -> Projection:
 
 
 def _radius_table(identity: Mapping[str, Any]) -> RadiusTable:
-    radii = _field(identity, "radii", list)
+    radii = _field(identity, "radii", dict)
     code_bits = _field(identity, "code_bits", int)
-    valid = all(isinstance(radius, int) and 0 <= radius <= code_bits for radius in radii)
-    if len(radii) != GRID_COUNT or not valid or radii != sorted(radii):
-        raise CheckpointError(f"radii must be {GRID_COUNT} non-decreasing integers in 0..{code_bits}")
-    return RadiusTable(radii=tuple(radii), code_bits=code_bits)
+    counts = bit_counts(code_bits)
+    if set(radii) != {str(count) for count in counts}:
+        raise CheckpointError(f"radii must be of the first {', '.join(map(str, counts))} bits")
+    columns = {}
+    for count in counts:
+        column = _field(radii, str(count), list)
+        valid = all(type(radius) is int and 0 <= radius <= count for radius in column)
+        if len(column) != GRID_COUNT or not valid or column != sorted(column):
+            raise CheckpointError(
+                f"radii of {count} bits must be {GRID_COUNT} non-decreasing integers in 0..{count}"
+            )
+        columns[count] = tuple(column)
+    return RadiusTable(columns)
 
 
 def _drift_reference(tensors: Tensors, identity: Mapping[str, Any]) -> DriftReference:

@@ -84,7 +84,7 @@ def encoder_metadata(
     return {
         "parent_id": parent_id,
         "code_bits": radius_table.code_bits,
-        "radii": list(radius_table.radii),
+        "radii": {str(count): list(column) for count, column in radius_table.columns.items()},
         "drift": {
             "variance": drift_reference.variance,
             "squared_variance": drift_reference.squared_variance,

@@ -106,9 +106,12 @@ class Encoder:
         """
         return target_bits(self._label_head().class_codes, labels)
 
-    def radius(self, cosine_distance: float) -> int:
-        """Return the Hamming radius in bits within which rows at this cosine distance were found."""
-        return self.radius_table.radius(cosine_distance)
+    def radii(self, cosine_distance: float) -> dict[int, int]:
+        """Return the Hamming radii in bits, by count of leading bits, that rows at this cosine distance need.
+
+        The last count is code_bits. See `RadiusTable.radii`. Raises: ValueError for NaN.
+        """
+        return self.radius_table.radii(cosine_distance)
 
     def drift_score(self, embeddings: NDArray[np.floating], *, modality: str = "text") -> float:
         """Return how far float [n, dim] are off the training data; about 0 +- 1 for rows like it.

@@ -86,9 +86,10 @@ def update_labels(
     """Learn labelled rows in a time that depends on them alone, not on what was learned before.
 
     embeddings: float [n, dim]. labels: of each row; rows with none are skipped. Unseen labels get class
-    codes; issued codes, instance projections and radii stay, so instance_id stays. `state` is the one
-    that belongs to `encoder`, or `LabelState.empty` for an encoder without a label part (only then is
-    `modality` read). Neither argument is changed.
+    codes; issued codes, instance projections and radii stay, so instance_id stays. The radii hold for rows
+    unlike those they were measured on (figures at `radius.calibrate_radii`); training measures them anew.
+    `state` is the one that belongs to `encoder`, or `LabelState.empty` for an encoder without a label part
+    (only then is `modality` read). Neither argument is changed.
     Raises: NothingToLearnError; StateMismatchError; EmbeddingsError; DimensionError; TrainingDataError.
     """
     check_labels(labels, row_count=embeddings.shape[0])

@@ -1,9 +1,11 @@
-"""The Hamming radius that a cosine distance needs, measured on pairs of rows."""
+"""The Hamming radii that a cosine distance needs, measured on pairs of rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,84 +14,141 @@ from hashing.embeddings import sample_rows, unit_rows
 from hashing.metrics import top_columns
 from hashing.projection import Projection
 
-GRID_STEP = 0.02
-GRID_COUNT = 50
+PREFIX_BITS = (64, 128)
+"""Counts of leading bits that get radii of their own, where the code is longer."""
+
+GRID_STEP = 0.01
+GRID_COUNT = 100
 COVERAGE = 0.999
-"""Share of the pairs of a bin whose codes lie within its radius."""
+"""Share of the pairs of a bin whose codes lie within all of its radii at once."""
+
+MISS_FRACTION = 0.3
+"""Part of the misses left to a count of leading bits that all longer counts together may cause.
+
+Most misses go to the shortest: a bit less in its radius saves a scan the most, while the radius of the
+whole code only decides how many rows are reranked.
+"""
 
 QUERY_ROWS_LIMIT = 4000
 POOL_ROWS_LIMIT = 20_000
 NEIGHBOURS = 8
 RANDOM_PARTNERS = 8
-SYNTHETIC_ROWS = 1000
-QUERY_CHUNK = 256
+SYNTHETIC_PAIRS = 16_000
+CHUNK_ROWS = 256
+"""Rows at a time: queries of the neighbour search; synthetic pairs, whose values then stay in cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class RadiusTable:
-    """Hamming radius in bits for each cosine distance of the grid 0.02, 0.04, ... 1.0.
+    """Hamming radii in bits for each cosine distance of the grid 0.01, 0.02, ... 1.0.
 
-    radii: non-decreasing, GRID_COUNT values in 0..code_bits. The radius of a grid value holds at least
-    COVERAGE of the calibration pairs of every bin up to it. It is an estimate for pairs like those,
-    not a bound for every pair.
+    columns: count of leading bits -> GRID_COUNT non-decreasing radii in 0..count; the counts are
+    `bit_counts(code_bits)`. At least COVERAGE of the calibration pairs of every bin are within the radii of
+    all counts at once. They are an estimate for pairs like those, not a bound for every pair.
     """
 
-    radii: tuple[int, ...]
-    code_bits: int
+    columns: Mapping[int, tuple[int, ...]]
 
-    def radius(self, cosine_distance: float) -> int:
-        """Return the radius in bits of the next grid value at or above `cosine_distance`.
+    def __post_init__(self) -> None:
+        assert tuple(self.columns) == bit_counts(self.code_bits), "a column for each count of leading bits"
+        object.__setattr__(self, "columns", MappingProxyType(dict(self.columns)))
 
-        Beyond 1.0 nothing was calibrated and every code must be searched: `code_bits`. A distance
-        below 0, which rounding can cause, counts as 0.
+    @classmethod
+    def unlimited(cls, code_bits: int) -> RadiusTable:
+        """Return the table that excludes no code, for a projection that nothing was measured on."""
+        return cls({count: (count,) * GRID_COUNT for count in bit_counts(code_bits)})
+
+    @property
+    def code_bits(self) -> int:
+        return max(self.columns)
+
+    def radii(self, cosine_distance: float) -> dict[int, int]:
+        """Return the radii in bits of the next grid value at or above `cosine_distance`, by leading bits.
+
+        Beyond 1.0 nothing was calibrated and every code must be searched: each radius is its count. A
+        distance below 0, which rounding can cause, counts as 0.
         Raises: ValueError for NaN.
         """
         if math.isnan(cosine_distance):
             raise ValueError("cosine_distance is NaN")
         if cosine_distance > 1.0:
-            return self.code_bits
-        return self.radii[_bin(cosine_distance)]
+            return {count: count for count in self.columns}
+        index = max(0, math.ceil(cosine_distance / GRID_STEP - 1e-6) - 1)
+        return {count: column[index] for count, column in self.columns.items()}
 
 
-def calibrate_radius(projection: Projection, embeddings: NDArray[np.floating], *, seed: int) -> RadiusTable:
+def bit_counts(code_bits: int) -> tuple[int, ...]:
+    """Return the counts of leading bits that have radii, ascending, the whole code last."""
+    return (*(count for count in PREFIX_BITS if count < code_bits), code_bits)
+
+
+def calibrate_radii(projection: Projection, embeddings: NDArray[np.floating], *, seed: int) -> RadiusTable:
     """Measure code distances of pairs in each bin of cosine distance.
 
     embeddings: float [n, dim], n >= 1; rows that the projection was not fitted on, or the radii come
     out too small. Up to QUERY_ROWS_LIMIT sampled rows are paired with their NEIGHBOURS exact nearest
     neighbours and RANDOM_PARTNERS random rows among up to POOL_ROWS_LIMIT. So that no bin is empty,
-    each grid value also gets SYNTHETIC_ROWS pairs at exactly that distance: a row and the row turned
+    each grid value also gets SYNTHETIC_PAIRS pairs at exactly that distance: a row and the row turned
     toward the difference of two others, which spreads like real neighbours do (isotropic noise would
-    flip fewer bits). A bin's radius is the larger of both kinds' COVERAGE quantile, which is the
-    maximum for fewer than 1 / (1 - COVERAGE) pairs; then the running maximum is taken.
+    flip fewer bits). A bin's radii are the larger of both kinds' `covering_radii`, which are the maximum
+    for fewer than 1 / (1 - COVERAGE) pairs; then the running maximum is taken.
+
+    The radii follow the projection and the distance more than the rows. Measured with all pairs within
+    .05 ... .3 of 40,732 questions, encoders of 128, 256 and 384 bits trained on other questions hold 99.97%
+    or more, and as many of 23,700 intents, which none of them has seen; 256-bit encoders trained on 100
+    to 499 rows of either kind hold 99.93% or more of both.
     """
     rng = np.random.default_rng(seed)
     pool = unit_rows(sample_rows(embeddings, limit=POOL_ROWS_LIMIT, rng=rng))
-    bits = projection.project(pool) > 0
-    radii = np.maximum(_real_radii(pool, bits, rng=rng), _synthetic_radii(projection, pool, rng=rng))
-    running = np.maximum.accumulate(radii)
-    return RadiusTable(radii=tuple(int(radius) for radius in running), code_bits=projection.code_bits)
+    radii = np.maximum(
+        _real_radii(projection, pool, rng=rng), _synthetic_radii(projection, pool, rng=rng)
+    )  # [GRID_COUNT, counts]
+    running = np.maximum.accumulate(radii, axis=0)
+    counts = bit_counts(projection.code_bits)
+    return RadiusTable({count: tuple(running[:, i].tolist()) for i, count in enumerate(counts)})
+
+
+def covering_radii(hamming_distances: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Choose radii that at least COVERAGE of the pairs are within, in all columns at once.
+
+    hamming_distances: integers [n, counts], n >= 1, of the leading bits of each pair, ascending counts.
+    The longest count is settled first; each shorter one gets the misses that are then left, of which
+    MISS_FRACTION was the most that the longer ones could take. Returns intp [counts].
+    """
+    row_count, column_count = hamming_distances.shape
+    radii = np.zeros(column_count, dtype=np.intp)
+    within = np.ones(row_count, dtype=bool)
+    for column in reversed(range(column_count)):
+        most_missed = math.floor((1 - COVERAGE) * MISS_FRACTION**column * row_count + 1e-9)
+        left = np.sort(hamming_distances[within, column])
+        missed = row_count - left.size
+        radii[column] = left[left.size - 1 - (most_missed - missed)]
+        within &= hamming_distances[:, column] <= radii[column]
+    return radii
 
 
 def _real_radii(
-    pool: NDArray[np.float32], bits: NDArray[np.bool_], *, rng: np.random.Generator
+    projection: Projection, pool: NDArray[np.float32], *, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Return the quantile of each bin over pairs of rows, [GRID_COUNT]; 0 for an empty bin."""
-    radii = np.zeros(GRID_COUNT, dtype=np.intp)
+    """Return the radii of each bin over pairs of rows, [GRID_COUNT, counts]; 0 for an empty bin."""
+    counts = bit_counts(projection.code_bits)
+    radii = np.zeros((GRID_COUNT, len(counts)), dtype=np.intp)
     if pool.shape[0] < 2:
         return radii
+    words = _words(projection.project(pool) > 0)
     queries = rng.permutation(pool.shape[0])[:QUERY_ROWS_LIMIT]
     partners = _partners(pool, queries, rng=rng)  # [q, NEIGHBOURS + RANDOM_PARTNERS]
     cosine_distances, hamming_distances = [], []
     for column in partners.T:
         cosine_distances.append(1 - np.einsum("qd,qd->q", pool[queries], pool[column]))
-        hamming_distances.append(np.count_nonzero(bits[queries] != bits[column], axis=1))
+        hamming_distances.append(_leading_distances(words[queries], words[column], counts=counts))
     cosine = np.concatenate(cosine_distances)
     hamming = np.concatenate(hamming_distances)
     bins = np.clip(np.ceil(cosine / GRID_STEP - 1e-6).astype(np.intp) - 1, 0, None)
     for index in range(GRID_COUNT):
         in_bin = hamming[bins == index]
         if in_bin.size:
-            radii[index] = _coverage_quantile(in_bin)
+            radii[index] = covering_radii(in_bin)
     return radii
 
 
@@ -98,8 +157,8 @@ def _partners(
 ) -> NDArray[np.intp]:
     """Return neighbours and random partners of the queries, row indices into pool, [q, k]."""
     nearest = []
-    for start in range(0, queries.size, QUERY_CHUNK):
-        chunk = queries[start : start + QUERY_CHUNK]
+    for start in range(0, queries.size, CHUNK_ROWS):
+        chunk = queries[start : start + CHUNK_ROWS]
         cosines = pool[chunk] @ pool.T  # [chunk, n]
         cosines[np.arange(chunk.size), chunk] = -np.inf
         nearest.append(top_columns(cosines, count=min(NEIGHBOURS, pool.shape[0] - 1)))
@@ -111,38 +170,52 @@ def _partners(
 def _synthetic_radii(
     projection: Projection, pool: NDArray[np.float32], *, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Return the quantile over synthetic pairs at each grid value, [GRID_COUNT]."""
-    radii = np.zeros(GRID_COUNT, dtype=np.intp)
-    for index in range(GRID_COUNT):
-        rows, first, second = rng.integers(0, pool.shape[0], size=(3, SYNTHETIC_ROWS))
-        turned = _turned(pool[rows], pool[first] - pool[second], GRID_STEP * (index + 1), rng=rng)
-        flipped = (projection.project(pool[rows]) > 0) != (projection.project(turned) > 0)
-        radii[index] = _coverage_quantile(np.count_nonzero(flipped, axis=1))
-    return radii
+    """Return the radii over synthetic pairs at each grid value, [GRID_COUNT, counts].
+
+    The same pairs are turned farther and farther; the projection is affine, so that
+    h(cos a * row + sin a * direction) takes no product with the weight beyond those of the two.
+    """
+    counts = bit_counts(projection.code_bits)
+    hamming = np.empty((GRID_COUNT, SYNTHETIC_PAIRS, len(counts)), dtype=np.uint16)
+    origin = projection.project(np.zeros((1, projection.dim), dtype=np.float32))  # [1, code_bits]
+    for start in range(0, SYNTHETIC_PAIRS, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, SYNTHETIC_PAIRS)
+        chosen, first, second = rng.integers(0, pool.shape[0], size=(3, stop - start))
+        rows = pool[chosen]
+        directions = _tangents(rows, pool[first] - pool[second], rng=rng)
+        row_values = projection.project(rows)
+        words = _words(row_values > 0)
+        row_values -= origin
+        direction_values = projection.project(directions) - origin
+        for index in range(GRID_COUNT):
+            cosine = 1 - GRID_STEP * (index + 1)
+            sine = math.sqrt(max(0.0, 1 - cosine**2))
+            turned = np.float32(cosine) * row_values
+            turned += np.float32(sine) * direction_values
+            turned_words = _words(turned > -origin)
+            hamming[index, start:stop] = _leading_distances(words, turned_words, counts=counts)
+    return np.stack([covering_radii(distances) for distances in hamming])
 
 
-def _turned(
-    rows: NDArray[np.float32],
-    directions: NDArray[np.float32],
-    cosine_distance: float,
-    *,
-    rng: np.random.Generator,
+def _tangents(
+    rows: NDArray[np.float32], directions: NDArray[np.float32], *, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Turn unit rows toward `directions` by the angle of `cosine_distance`; float32 [n, dim]."""
+    """Return the parts of `directions` at right angles to the unit rows, of length 1; float32 [n, dim]."""
     # A trace of noise keeps the direction defined where two rows are equal or parallel to the row.
     noise = rng.standard_normal(rows.shape, dtype=np.float32)
     directions = directions + noise * np.float32(1e-3 / math.sqrt(rows.shape[1]))
-    directions = directions - np.einsum("nd,nd->n", directions, rows)[:, None] * rows
-    cosine = 1 - cosine_distance
-    sine = math.sqrt(max(0.0, 1 - cosine**2))
-    turned: NDArray[np.float32] = np.float32(cosine) * rows + np.float32(sine) * unit_rows(directions)
-    return turned
+    directions -= np.einsum("nd,nd->n", directions, rows)[:, None] * rows
+    return unit_rows(directions)
 
 
-def _coverage_quantile(hamming_distances: NDArray[np.intp]) -> int:
-    return int(np.quantile(hamming_distances, COVERAGE, method="higher"))
+def _words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Return bool [n, bits], bits a multiple of 64, as uint64 [n, bits / 64] to count differences in."""
+    return np.packbits(bits, axis=1).view(np.uint64)
 
 
-def _bin(cosine_distance: float) -> int:
-    """Return the index of the smallest grid value at or above a distance of at most 1.0."""
-    return max(0, math.ceil(cosine_distance / GRID_STEP - 1e-6) - 1)
+def _leading_distances(
+    first: NDArray[np.uint64], second: NDArray[np.uint64], *, counts: tuple[int, ...]
+) -> NDArray[np.uint16]:
+    """Return the Hamming distances of the leading bits of each pair of rows, uint16 [n, counts]."""
+    by_word = np.cumsum(np.bitwise_count(first ^ second), axis=1, dtype=np.uint16)  # [n, words]
+    return by_word[:, [count // 64 - 1 for count in counts]]

@@ -17,12 +17,14 @@ from hashing.errors import TrainingDataError
 from hashing.inference import Encoder
 from hashing.metrics import class_retrieval_map, code_recall
 from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation
-from hashing.radius import calibrate_radius
+from hashing.radius import RadiusTable, calibrate_radii
 
 HELD_OUT_SHARE = 0.2
 HELD_OUT_ROWS_LIMIT = 10_000
-HELD_OUT_MIN_ROWS = 500
-"""Below this many rows none is held out: radii are then measured on the rows of the fit."""
+HELD_OUT_LEAST_ROWS = 50
+HELD_OUT_MIN_ROWS = 100
+"""Below this many rows none is held out, and no radii are measured: the fit's own rows lie so close to
+their codes that radii measured on them lost a quarter of the pairs within .05 of other rows."""
 
 METRIC_QUERIES_LIMIT = 1000
 METRIC_ROWS_LIMIT = 20_000
@@ -55,8 +57,9 @@ def train_encoder(
     bounded by FIT_ROWS_LIMIT and the limits of this module. labels: of each row; a row with none trains
     the instance part only. class_codes: those issued before, which stay; None for none.
 
-    From HELD_OUT_MIN_ROWS rows on, a share of them is kept from the fit and serves the radius table,
-    the drift reference and the metrics; below, the fit's own rows do, so radii may be too small.
+    From HELD_OUT_MIN_ROWS rows on, a share of them (HELD_OUT_LEAST_ROWS at least) is kept from the fit and
+    serves the radius table, the drift reference and the metrics. Below, the fit's own rows serve the drift
+    reference, and the radii limit nothing.
     Labelled rows held out for `label_map` join the returned state and weights once it is measured.
 
     Metrics: row_count, held_out_row_count, recall_at_10_in_100 (exact top 10 inside the code top 100;
@@ -110,7 +113,8 @@ def _train_instance_part(
     order = np.random.default_rng(config.seed).permutation(row_count)
     held_out_count = 0
     if row_count >= HELD_OUT_MIN_ROWS:
-        held_out_count = min(int(row_count * HELD_OUT_SHARE), HELD_OUT_ROWS_LIMIT)
+        held_out_count = max(int(row_count * HELD_OUT_SHARE), HELD_OUT_LEAST_ROWS)
+        held_out_count = min(held_out_count, HELD_OUT_ROWS_LIMIT)
     fit_order = order[held_out_count : held_out_count + FIT_ROWS_LIMIT]
     fit_rows = as_rows(embeddings[np.sort(fit_order)])
 
@@ -120,7 +124,10 @@ def _train_instance_part(
 
     progress("calibrate", 0, 1)
     held_out = as_rows(embeddings[order[:held_out_count]]) if held_out_count else fit_rows
-    radius_table = calibrate_radius(projection, held_out, seed=config.seed)
+    if held_out_count:
+        radius_table = calibrate_radii(projection, held_out, seed=config.seed)
+    else:
+        radius_table = RadiusTable.unlimited(config.code_bits)
     drift_reference = fit_drift_reference(projection.project(held_out))
     progress("calibrate", 1, 1)
 

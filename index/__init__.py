@@ -19,8 +19,11 @@ from index.errors import (
     StaleChangesError,
 )
 from index.facts import IndexFacts, PartitionFacts, SegmentFacts
-from index.hamming import asymmetric_scores, hamming_distances, nearest_by_score, nearest_codes
+from index.growing_segment import GrowingSegment
+from index.hamming import hamming_distances, nearest_by_score
 from index.hnsw import VectorGraph
+from index.kernels import asymmetric_scores, cosine_distances, nearest_codes
+from index.lists import InvertedLists
 from index.manifest import (
     GraphEntry,
     Manifest,
@@ -32,11 +35,11 @@ from index.manifest import (
     read_manifest,
     write_manifest,
 )
-from index.planner import SearchPath, plan
+from index.planner import QueryTraits, SearchPath, SegmentTraits, plan
 from index.requests import Changes, Match, Partition, SearchRequest, SearchResult
-from index.rerank import cosine_distances
 from index.rows import NEVER, TOMBSTONE, Rows, SegmentKey, SegmentView
-from index.segment import GrowingSegment, SealedSegment, Segment
+from index.sealed_segment import SealedSegment
+from index.segment import Segment
 from index.segment_file import SegmentFile, read_segment, write_segment
 from index.vector_index import VectorIndex
 
@@ -59,11 +62,13 @@ __all__ = [
     "IndexFacts",
     "IndexFault",
     "InvalidRowsError",
+    "InvertedLists",
     "Manifest",
     "Match",
     "Partition",
     "PartitionFacts",
     "PathUnavailableError",
+    "QueryTraits",
     "Rows",
     "SealedSegment",
     "SearchPath",
@@ -74,6 +79,7 @@ __all__ = [
     "SegmentFacts",
     "SegmentFile",
     "SegmentKey",
+    "SegmentTraits",
     "SegmentView",
     "StaleChangesError",
     "VectorGraph",

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from index.config import IndexConfig
 from index.durable import file_crc32, sync_directory
 from index.errors import DamagedGenerationError
 from index.hnsw import VectorGraph
+from index.lists import InvertedLists, build_lists
 from index.manifest import (
     GraphEntry,
     Manifest,
@@ -27,12 +29,17 @@ from index.manifest import (
 from index.rows import Rows, SegmentKey
 from index.segment_file import write_segment
 
-# Sealing a segment holds its batches, their concatenation and the sorted copy at once; a graph adds float32
-# vectors and links, more than twice the size of the rows.
+# Sealing a segment holds its rows twice: the batches and their concatenation, then that and the copy in the
+# order of its lists. The third part is for the sample that centroids are fitted on, for what is assigned to
+# them, and for other buffers. A graph adds float32 vectors and links, more than twice the size of the rows.
 _COPIES = 3
 _COPIES_WITH_GRAPH = 6
+PAYLOAD_OVERHEAD_BYTES = 64  # what Python takes for a bytes object, and for the places in lists that name it
+_LISTS_SEED = 0
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total); total 0 where it is not known
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total): rows per stage, which are write, lists, graph and verify; total 0 where it is not
+known. The first three take turns, a segment each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +68,12 @@ def build_generation(
     """Write the rows as sealed segments, verify them, write the manifest, activate and prune.
 
     batches: in any order, entry ids distinct over all of them; a batch should be much smaller than the limit.
+    A segment of codes gets inverted lists from `config.lists_min_rows` rows on.
     watermark: the last `seq` of the store that they contain. memory_limit_bytes: for the buffers, copies and
-    graphs of the build, plus one batch and 8 bytes a row for the final check; a small limit makes more
-    and smaller segments. keep: how many generations stay, the new one included; a process that serves a
-    removed one goes on. A build that ends early leaves CURRENT as it was.
+    graphs of the build, plus one batch, and 24 bytes a row of all segments for the verification, which reads
+    the written files where they are mapped; a small limit makes more and smaller segments. keep: how many
+    generations stay, the new one included; a process that serves a removed one goes on. A build that ends
+    early leaves CURRENT as it was.
 
     Raises: BuildInProgressError, InvalidRowsError, DimensionError, DamagedGenerationError when the
     verification finds a problem (an id in two batches, a vector whose norm is not 1); ValueError.
@@ -87,7 +96,8 @@ def build_generation(
             _write_segments(writer, batches, buffer_limit_bytes=memory_limit_bytes // copies)
             manifest = writer.manifest(generation_name(number), watermark=watermark)
             write_manifest(building, manifest)
-            problems = check_files(building, manifest)
+            verified = None if progress is None else partial(progress, "verify")
+            problems = check_files(building, manifest, progress=verified)
             if problems:
                 raise DamagedGenerationError(building, "; ".join(problems))
             building.rename(root / manifest.generation)
@@ -125,8 +135,9 @@ def _write_segments(
             continue
         buffer = buffers.setdefault(key, _Buffer())
         buffer.parts.append(rows)
-        buffer.size_bytes += rows.size_bytes
-        buffered_bytes += rows.size_bytes
+        size_bytes = rows.size_bytes + PAYLOAD_OVERHEAD_BYTES * len(rows)
+        buffer.size_bytes += size_bytes
+        buffered_bytes += size_bytes
         while buffered_bytes > buffer_limit_bytes:
             largest = max(buffers, key=lambda other: buffers[other].size_bytes)
             full = buffers.pop(largest)
@@ -156,14 +167,20 @@ class _SegmentWriter:
         self._entries: list[SegmentEntry] = []
 
     def write(self, key: SegmentKey, parts: list[Rows]) -> None:
-        """Seal the rows of `parts` into one segment file, with its graph if asked for."""
+        """Seal the rows of `parts` into one segment file, with lists if they are many enough, and with a
+        graph if asked for."""
         rows = Rows.concatenate(parts)
         parts.clear()
         if not rows.is_ascending:
             rows = rows.take(np.argsort(rows.entry_ids, kind="stable"))
         stem = f"segment-{len(self._entries) + 1:05d}"
         file = f"{stem}.segment"
-        size_bytes, checksum = write_segment(self._directory / file, cache=self._cache, key=key, rows=rows)
+        lists = None
+        if key.encoder_id is not None and len(rows) >= self._config.lists_min_rows:
+            rows, lists = self._order_by_list(rows)
+        size_bytes, checksum = write_segment(
+            self._directory / file, cache=self._cache, key=key, rows=rows, lists=lists
+        )
         entry = SegmentEntry(
             file=file,
             key=key,
@@ -173,8 +190,7 @@ class _SegmentWriter:
             graph=self._write_graph(f"{stem}.hnsw", rows) if self._with_graph else None,
         )
         self._entries.append(entry)
-        if self._progress is not None:
-            self._progress("write", sum(written.row_count for written in self._entries), 0)
+        self._show("write", sum(written.row_count for written in self._entries), 0)
 
     def manifest(self, generation: str, *, watermark: int) -> Manifest:
         """The manifest of everything written so far."""
@@ -189,6 +205,19 @@ class _SegmentWriter:
             segments=tuple(self._entries),
         )
 
+    def _show(self, stage: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(stage, done, total)
+
+    def _order_by_list(self, rows: Rows) -> tuple[Rows, InvertedLists]:
+        order, lists = build_lists(
+            rows.vectors,
+            list_count=max(1, len(rows) // self._config.rows_per_list),
+            seed=_LISTS_SEED,
+            progress=partial(self._show, "lists"),
+        )
+        return rows.take(order), lists
+
     def _write_graph(self, file: str, rows: Rows) -> GraphEntry:
         graph = VectorGraph.build(
             rows.vectors,
@@ -198,4 +227,5 @@ class _SegmentWriter:
         )
         path = self._directory / file
         graph.save(path)
+        self._show("graph", len(rows), len(rows))
         return GraphEntry(file=file, size_bytes=path.stat().st_size, crc32=file_crc32(path))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from index.durable import sync_directory, sync_file
 from index.errors import DamagedGraphError, DimensionError
-from index.rerank import unit_rows
+from index.vectors import unit_rows
 
 BUILD_CHUNK_ROWS = 8_192  # rows decoded to float32 at a time while building
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from index.errors import (
 )
 from index.hnsw import VectorGraph
 from index.rows import SegmentKey
-from index.segment import SealedSegment
+from index.sealed_segment import SealedSegment
 from index.segment_file import SegmentFile, read_segment
 from index.vector_index import VectorIndex
 
@@ -152,12 +153,15 @@ def activate(root: Path, name: str) -> None:
     write_durably(root / CURRENT_FILE, [f"{name}\n".encode()])
 
 
-def open_generation(root: Path, name: str, *, config: IndexConfig, cache: str | None = None) -> VectorIndex:
+def open_generation(
+    root: Path, name: str, *, config: IndexConfig, cache: str | None = None, threads: int = 1
+) -> VectorIndex:
     """Load a generation, every checksum verified; the caller replays what came after its watermark.
 
-    cache: the name that it must be of, None for any. Raises: DamagedSegmentError, DamagedGraphError,
-    DamagedGenerationError for a manifest or files that do not belong together, DimensionError when the
-    generation was built with other code or label bits than `config` has.
+    cache: the name that it must be of, None for any. threads: to load it with.
+    Raises: DamagedSegmentError, DamagedGraphError, DamagedGenerationError for a manifest or files that do not
+    belong together, DimensionError when the generation was built with other code or label bits than `config`
+    has.
     """
     manifest = read_manifest(root, name)
     if cache is not None and manifest.cache != cache:
@@ -166,11 +170,14 @@ def open_generation(root: Path, name: str, *, config: IndexConfig, cache: str | 
         if getattr(manifest, what) != getattr(config, what):
             expected, got = str(getattr(config, what)), str(getattr(manifest, what))
             raise DimensionError(f"{what} of {root / name}", expected=expected, got=got)
-    sealed = []
-    for entry in manifest.segments:
+
+    def load(entry: SegmentEntry) -> SealedSegment:
         segment = read_listed_segment(root / name, manifest, entry)
         graph = read_listed_graph(root / name, entry, dim=segment.rows.dim)
-        sealed.append(SealedSegment(segment.key, segment.rows, graph=graph))
+        return SealedSegment(segment.key, segment.rows, graph=graph, lists=segment.lists, threads=threads)
+
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        sealed = list(pool.map(load, manifest.segments))
     return VectorIndex(config, sealed=sealed, generation=name, watermark=manifest.watermark)
 
 

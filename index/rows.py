@@ -60,8 +60,8 @@ class MappedPayloads:
 
     @property
     def bounds_bytes(self) -> int:
-        """Bytes in memory of where each payload begins."""
-        return self._bounds.nbytes
+        """Bytes in this process's memory of where each payload begins: 0 where that is mapped too."""
+        return memory_bytes(self._bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,8 @@ class SegmentView:
     label_mask: NDArray[np.bool_]  # [n]
     scopes: NDArray[np.uint64]  # [n]
     expire_times: NDArray[np.int64]  # [n]
+    blocks: NDArray[np.uint64] | None  # the codes bit-sliced, as index.kernels reads them; may have more rows
+    quantised: NDArray[np.int8] | None  # [n, dim], of sealed segments
 
     @property
     def row_count(self) -> int:
@@ -200,6 +202,14 @@ class Rows:
         joined = {name: np.concatenate([part.columns[name] for part in parts]) for name in shapes[0]}
         payloads = [part.payloads[offset] for part in parts for offset in range(len(part))]
         return cls.from_columns(joined, payloads=payloads)
+
+
+def memory_bytes(array: NDArray[Any]) -> int:
+    """Bytes that an array takes in this process's memory: 0 for a view of a mapped file."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return 0 if isinstance(owner, mmap) else array.nbytes
 
 
 def payload_size_bytes(payloads: Payloads) -> int:

@@ -1,20 +1,24 @@
-"""The file of a sealed segment, format 1.
+"""The file of a sealed segment, format 2.
 
     8 bytes   magic b"NEARHIT1"
     uint32    size of the header in bytes
     uint32    CRC-32 of the header
-    header    JSON: format_version, cache, key, row_count, dim, code_words, label_words,
+    header    JSON: format_version, cache, key, row_count, dim, code_words, label_words, list_count,
               columns {name: {dtype, shape, offset, size_bytes, crc32}}
     columns   each at the next multiple of 64 bytes, gaps are zeros; `offset` counts from the first one
 
 Numbers are little-endian. The header holds every column's checksum, so its own CRC-32 stands for the whole
 file: a manifest that names it names exactly these bytes. The file ends with its last column.
+
+With list_count over 0 there are the columns list_bounds and centroids, and, where they were measured,
+distance_margins and recall_margins, and entry ids ascend within each
+list; without, entry ids ascend. Format 1 has no list_count and never lists; it is read, not written.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -25,28 +29,36 @@ from numpy.typing import NDArray
 
 from index.durable import write_durably
 from index.errors import DamagedSegmentError, IndexFault, InvalidRowsError
-from index.rows import COLUMN_TYPES, MappedPayloads, Rows, SegmentKey
+from index.list_margins import DISTANCE_COUNT, RECALLS, ListMargins
+from index.lists import InvertedLists
+from index.rows import COLUMN_TYPES, MappedPayloads, Payloads, Rows, SegmentKey
 
 MAGIC = b"NEARHIT1"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 ALIGNMENT = 64
+PAYLOADS_PER_WRITE = 4_096
 _PREAMBLE = struct.Struct("<8sII")  # magic, header size, header CRC-32
-_PAYLOAD_TYPES: dict[str, np.dtype[Any]] = {
+_OTHER_TYPES: dict[str, np.dtype[Any]] = {
+    "list_bounds": np.dtype(np.int64),
+    "distance_margins": np.dtype(np.float32),
+    "recall_margins": np.dtype(np.float32),
+    "centroids": np.dtype(np.float16),
     "payload_bounds": np.dtype(np.int64),
     "payload_bytes": np.dtype(np.uint8),
 }
-_TYPES = {
-    name: dtype.newbyteorder("<") for name, dtype in (COLUMN_TYPES | _PAYLOAD_TYPES).items()
-}  # as stored
+_TYPES = {name: dtype.newbyteorder("<") for name, dtype in (COLUMN_TYPES | _OTHER_TYPES).items()}  # as stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SegmentFile:
-    """What a segment file holds. `checksum`: CRC-32 of its header, which stands for the whole file."""
+    """What a segment file holds. `lists`: over exactly these rows, or None. `checksum`: CRC-32 of its header,
+    which stands for the whole file."""
 
     cache: str
     key: SegmentKey
     rows: Rows
+    lists: InvertedLists | None
     size_bytes: int
     checksum: int
 
@@ -55,19 +67,35 @@ class SegmentFile:
 class _Column:
     name: str
     shape: tuple[int, ...]
-    parts: Sequence[bytes | memoryview]
+    parts: Iterable[bytes | memoryview]  # gone through twice: for the checksum, and to write
 
 
-def write_segment(path: Path, *, cache: str, key: SegmentKey, rows: Rows) -> tuple[int, int]:
-    """Write rows, ascending by entry id, to `path`, durably and all or nothing.
+@dataclass(frozen=True, slots=True)
+class _JoinedPayloads:
+    """Payloads joined a few thousand at a time, anew at every iteration: never all in memory twice."""
 
+    payloads: Payloads
+
+    def __iter__(self) -> Iterator[bytes]:
+        count = len(self.payloads)
+        for start in range(0, count, PAYLOADS_PER_WRITE):
+            stop = min(start + PAYLOADS_PER_WRITE, count)
+            yield b"".join([self.payloads[offset] for offset in range(start, stop)])
+
+
+def write_segment(
+    path: Path, *, cache: str, key: SegmentKey, rows: Rows, lists: InvertedLists | None = None
+) -> tuple[int, int]:
+    """Write rows to `path`, durably and all or nothing.
+
+    rows: ascending by entry id; with `lists`, grouped by list and ascending within each.
     Returns (size_bytes, checksum). Raises: InvalidRowsError.
     """
-    if not rows.is_ascending:
-        raise InvalidRowsError(f"{key}: entry ids of a sealed segment must ascend")
+    if problem := _order_problem(rows, lists):
+        raise InvalidRowsError(f"{key}: {problem}")
     if (rows.codes is None) != (key.encoder_id is None):
         raise InvalidRowsError(f"{key}: rows have codes if and only if they have an encoder")
-    columns = _columns(rows)
+    columns = _columns(rows, lists)
     described: dict[str, dict[str, Any]] = {}
     end = 0
     for column in columns:
@@ -94,6 +122,7 @@ def write_segment(path: Path, *, cache: str, key: SegmentKey, rows: Rows) -> tup
             "dim": rows.dim,
             "code_words": 0 if rows.codes is None else rows.codes.shape[1],
             "label_words": rows.label_codes.shape[1],
+            "list_count": 0 if lists is None else lists.list_count,
             "columns": described,
         }
     ).encode()
@@ -103,47 +132,84 @@ def write_segment(path: Path, *, cache: str, key: SegmentKey, rows: Rows) -> tup
 
 
 def read_segment(path: Path) -> SegmentFile:
-    """Read a segment file: arrays are copied to memory, payloads stay mapped; every checksum is verified.
+    """Read a segment file, every checksum verified: columns are read-only views of the mapped file.
 
-    Raises: DamagedSegmentError, naming the path and what is wrong.
+    The views keep the mapping, and so the file's bytes, alive, also once the file is removed. Only lists are
+    copied to memory. Raises: DamagedSegmentError, naming the path and what is wrong.
     """
     file, header, columns_start, checksum = _open(path)
     try:
         key = SegmentKey(**header["key"])
         described: Mapping[str, Mapping[str, Any]] = header["columns"]
         _check_layout(path, header, key, described, file_size=len(file) - columns_start)
-        arrays = {
-            name: _read_column(path, file, name, column, columns_start)
-            for name, column in described.items()
-            if name != "payload_bytes"
-        }
-        bounds = arrays.pop("payload_bounds").astype(np.int64)
-        blob = described["payload_bytes"]
-        _check_bytes(path, file, "payload_bytes", blob, columns_start)
-        if bounds[0] != 0 or np.any(bounds[1:] < bounds[:-1]) or bounds[-1] != blob["size_bytes"]:
+        for name, column in described.items():
+            _check_bytes(path, file, name, column, columns_start)
+        arrays = {name: _view_column(file, name, column, columns_start) for name, column in described.items()}
+        bounds, size_bytes = arrays.pop("payload_bounds"), arrays.pop("payload_bytes").size
+        if bounds[0] != 0 or np.any(bounds[1:] < bounds[:-1]) or bounds[-1] != size_bytes:
             raise DamagedSegmentError(path, "column payload_bounds does not cut payload_bytes into rows")
-        payloads = MappedPayloads(file, column_start=columns_start + blob["offset"], bounds=bounds)
-        rows = Rows.from_columns(arrays, payloads=payloads)
+        payloads_start = columns_start + described["payload_bytes"]["offset"]
+        rows = Rows.from_columns(
+            arrays, payloads=MappedPayloads(file, column_start=payloads_start, bounds=bounds)
+        )
+        lists = _lists_of(arrays)
         cache = str(header["cache"])
     except DamagedSegmentError:
         raise
     except (KeyError, TypeError, ValueError, IndexFault) as error:
         raise DamagedSegmentError(path, f"header: {error!r}") from error
-    if not rows.is_ascending:
-        raise DamagedSegmentError(path, "column entry_ids does not ascend")
-    return SegmentFile(cache=cache, key=key, rows=rows, size_bytes=len(file), checksum=checksum)
+    if problem := _order_problem(rows, lists):
+        raise DamagedSegmentError(path, f"column entry_ids: {problem}")
+    return SegmentFile(cache=cache, key=key, rows=rows, lists=lists, size_bytes=len(file), checksum=checksum)
 
 
-def _columns(rows: Rows) -> list[_Column]:
+def _order_problem(rows: Rows, lists: InvertedLists | None) -> str | None:
+    """What is wrong with the order of the rows; None: nothing."""
+    if lists is None:
+        return None if rows.is_ascending else "entry ids of a sealed segment must ascend"
+    if (lists.row_count, lists.dim) != (len(rows), rows.dim):
+        return (
+            f"lists of {lists.row_count} rows of {lists.dim} dimensions, they are {len(rows)} of {rows.dim}"
+        )
+    falls = np.flatnonzero(rows.entry_ids[1:] <= rows.entry_ids[:-1]) + 1
+    return None if np.isin(falls, lists.bounds).all() else "entry ids must ascend within each list"
+
+
+def _lists_of(arrays: Mapping[str, NDArray[Any]]) -> InvertedLists | None:
+    """The lists that the columns hold, in memory of their own. Raises: DimensionError, InvalidRowsError."""
+    if "list_bounds" not in arrays:
+        return None
+    margins = None
+    if "distance_margins" in arrays:
+        margins = ListMargins(
+            by_distance=arrays["distance_margins"].copy(), by_recall=arrays["recall_margins"].copy()
+        )
+    return InvertedLists(
+        centroids=arrays["centroids"].copy(), bounds=arrays["list_bounds"].copy(), margins=margins
+    )
+
+
+def _columns(rows: Rows, lists: InvertedLists | None) -> list[_Column]:
+    arrays = dict(rows.columns)
+    if lists is not None:
+        arrays |= {"list_bounds": lists.bounds, "centroids": lists.centroids}
+        if lists.margins is not None:
+            arrays["distance_margins"] = lists.margins.by_distance
+            arrays["recall_margins"] = lists.margins.by_recall
+    sizes = map(len, _each(rows.payloads))
+    bounds = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(sizes, dtype=np.int64, count=len(rows)), out=bounds[1:])
+    arrays["payload_bounds"] = bounds
     columns = [
         _Column(name=name, shape=array.shape, parts=[np.ascontiguousarray(array, dtype=_TYPES[name]).data])
-        for name, array in rows.columns.items()
+        for name, array in arrays.items()
     ]
-    payloads = [rows.payloads[offset] for offset in range(len(rows))]
-    bounds = np.cumsum([0, *(len(payload) for payload in payloads)], dtype=_TYPES["payload_bounds"])
-    columns.append(_Column(name="payload_bounds", shape=bounds.shape, parts=[bounds.data]))
-    columns.append(_Column(name="payload_bytes", shape=(int(bounds[-1]),), parts=payloads))
-    return columns
+    payloads = _JoinedPayloads(rows.payloads)
+    return [*columns, _Column(name="payload_bytes", shape=(int(bounds[-1]),), parts=payloads)]
+
+
+def _each(payloads: Payloads) -> Iterator[bytes]:
+    return (payloads[offset] for offset in range(len(payloads)))
 
 
 def _file_parts(
@@ -184,8 +250,8 @@ def _open(path: Path) -> tuple[mmap, dict[str, Any], int, int]:
         version = header["format_version"]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedSegmentError(path, f"header: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise DamagedSegmentError(path, f"format version {version!r}, this version reads {FORMAT_VERSION}")
+    if version not in READABLE_VERSIONS:
+        raise DamagedSegmentError(path, f"format version {version!r}, this version reads {READABLE_VERSIONS}")
     return file, header, columns_start, checksum
 
 
@@ -206,6 +272,11 @@ def _check_layout(
     shapes["payload_bytes"] = [described["payload_bytes"]["size_bytes"]]
     if key.encoder_id is None:
         del shapes["codes"]
+    list_count = header["list_count"] if header["format_version"] > 1 else 0
+    if list_count != 0:
+        shapes |= {"list_bounds": [list_count + 1], "centroids": [list_count, header["dim"]]}
+        if "distance_margins" in described:
+            shapes |= {"distance_margins": [DISTANCE_COUNT], "recall_margins": [len(RECALLS)]}
     if set(described) != set(shapes):
         raise DamagedSegmentError(path, f"columns {sorted(described)}, expected {sorted(shapes)}")
     end = 0
@@ -220,14 +291,11 @@ def _check_layout(
         raise DamagedSegmentError(path, f"columns take {file_size} bytes, the header says {end}")
 
 
-def _read_column(
-    path: Path, file: mmap, name: str, column: Mapping[str, Any], columns_start: int
-) -> NDArray[Any]:
-    _check_bytes(path, file, name, column, columns_start)
-    count = int(np.prod(column["shape"], dtype=np.int64))
-    stored = np.frombuffer(file, dtype=_TYPES[name], count=count, offset=columns_start + column["offset"])
-    # astype copies and turns to the machine's own byte order; the mapping is not referred to any more.
-    return stored.reshape(column["shape"]).astype(_TYPES[name].newbyteorder("="))
+def _view_column(file: mmap, name: str, column: Mapping[str, Any], columns_start: int) -> NDArray[Any]:
+    """A view of the mapping; a copy only where the machine's byte order is not the file's."""
+    offset = columns_start + column["offset"]
+    stored: NDArray[Any] = np.ndarray(column["shape"], dtype=_TYPES[name], buffer=file, offset=offset)
+    return stored.astype(_TYPES[name].newbyteorder("="), copy=False)
 
 
 def _check_bytes(path: Path, file: mmap, name: str, column: Mapping[str, Any], columns_start: int) -> None:
@@ -240,7 +308,7 @@ def _check_bytes(path: Path, file: mmap, name: str, column: Mapping[str, Any], c
         raise DamagedSegmentError(path, f"bytes behind column {name}")
 
 
-def _crc32(parts: Sequence[bytes | memoryview]) -> int:
+def _crc32(parts: Iterable[bytes | memoryview]) -> int:
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)

@@ -1,15 +1,18 @@
 """Searches of one segment, one function per path. Nothing here changes anything."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.codes import WORD_BITS
 from index.config import IndexConfig
-from index.hamming import hamming_distances, nearest_by_score, nearest_codes
-from index.planner import SearchPath, graph_falls_short, scan_proves_miss
+from index.hamming import hamming_distances, nearest_by_score
+from index.kernels import BLOCK_ROWS, PREFIX_BITS, cosine_distances, nearest_codes, rerank
+from index.lists import InvertedLists
+from index.planner import SearchPath, graph_falls_short, pass_rate, scan_proves_miss
 from index.requests import SearchRequest
-from index.rerank import cosine_distances
 from index.rows import SegmentView
 from index.segment import Segment
 from index.selection import smallest
@@ -31,42 +34,132 @@ class Candidates:
     examined_count: int
     proves_miss: bool
 
+    def take(self, places: NDArray[np.int64]) -> "Candidates":
+        """Those at `places` (int64 [r]), in that order."""
+        hamming = self.hamming_distances
+        return replace(
+            self,
+            entry_ids=self.entry_ids[places],
+            offsets=self.offsets[places],
+            cosine_distances=self.cosine_distances[places],
+            hamming_distances=None if hamming is None else hamming[places],
+        )
+
 
 def search_segment(
-    segment: Segment, view: SegmentView, request: SearchRequest, *, path: SearchPath, config: IndexConfig
-) -> Candidates:
-    """Search one segment on one path; a graph search that falls short is repeated as EXACT."""
-    if path is SearchPath.SCAN:
-        return search_scan(segment, view, request, candidate_count=config.candidates_for(request.k))
+    segment: Segment,
+    view: SegmentView,
+    requests: Sequence[SearchRequest],
+    *,
+    path: SearchPath,
+    config: IndexConfig,
+) -> list[Candidates]:
+    """Search one segment on one path; a graph search that falls short is repeated as EXACT.
+
+    requests: with equal k, now_ms and list of allowed ids. Searches of codes share one pass over them.
+    """
+    if path in (SearchPath.CASCADE, SearchPath.IVF) and segment.lists is not None:
+        return [
+            _search_lists(segment, segment.lists, view, request, path=path, config=config)
+            for request in requests
+        ]
+    if path in (SearchPath.CASCADE, SearchPath.SCAN):
+        return _search_codes(segment, view, requests, path=path, config=config, spans=None)
     if path is SearchPath.HNSW:
-        return search_graph(segment, view, request, ef=config.hnsw_ef_search)
-    return search_exact(segment, view, request)
+        return [search_graph(segment, view, request, ef=config.hnsw_ef_search) for request in requests]
+    return [search_exact(segment, view, request) for request in requests]
 
 
-def search_scan(
-    segment: Segment, view: SegmentView, request: SearchRequest, *, candidate_count: int
+def _search_lists(
+    segment: Segment,
+    lists: InvertedLists,
+    view: SegmentView,
+    request: SearchRequest,
+    *,
+    path: SearchPath,
+    config: IndexConfig,
 ) -> Candidates:
+    margin = 0.0
+    if lists.margins is not None and path is SearchPath.IVF:
+        margin = lists.margins.for_recall(max(request.min_recall, config.list_recall))
+    elif lists.margins is not None and request.threshold is not None:
+        margin = lists.margins.for_distance(request.threshold)
+    spans = lists.spans(request.vector, probe_count=config.probe_count, margin=margin)
+    found = _search_codes(segment, view, [request], path=path, config=config, spans=spans)[0]
+    if path is SearchPath.IVF and found.examined_count < request.k:
+        # Of a rare scope, or where most rows are dead, the lists near the query may hold too few.
+        return _search_codes(segment, view, [request], path=SearchPath.SCAN, config=config, spans=None)[0]
+    return found
+
+
+def _search_codes(
+    segment: Segment,
+    view: SegmentView,
+    requests: Sequence[SearchRequest],
+    *,
+    path: SearchPath,
+    config: IndexConfig,
+    spans: NDArray[np.int64] | None,
+) -> list[Candidates]:
     """Take the live rows with the nearest codes and measure them exactly."""
     encoder_id = segment.key.encoder_id
-    assert view.codes is not None and encoder_id is not None  # the planner's rule
-    live = _live_mask(segment, view, request)
-    offsets, hamming = nearest_codes(view.codes, request.codes[encoder_id], count=candidate_count, live=live)
-    distances = cosine_distances(view.vectors, request.vector, offsets=offsets)
-    return Candidates(
-        segment=segment,
-        path=SearchPath.SCAN,
-        entry_ids=view.entry_ids[offsets],
-        offsets=offsets,
-        cosine_distances=distances,
-        hamming_distances=hamming,
-        examined_count=offsets.size,
-        proves_miss=scan_proves_miss(
-            live_count=int(np.count_nonzero(live)),
-            candidate_count=offsets.size,
-            worst_hamming_distance=int(hamming[-1]) if hamming.size else None,
-            radius=request.radii.get(encoder_id),
-        ),
+    assert view.blocks is not None and encoder_id is not None  # the planner's rule
+    first = requests[0]
+    queries = np.array([request.codes[encoder_id] for request in requests])
+    bit_count = WORD_BITS * queries.shape[1]
+    radii = [_whole_code_radius(request, encoder_id) for request in requests]
+    max_distances = prefix_limits = None
+    if path is SearchPath.CASCADE:
+        max_distances = np.array(
+            [bit_count if radius is None else radius for radius in radii], dtype=np.int32
+        )
+        limits = [_prefix_limits(request.radii[encoder_id], bit_count=bit_count) for request in requests]
+        prefix_limits = np.array(limits, dtype=np.int32)
+    wanted = config.candidates_for(first.k)
+    offsets, distances, found = nearest_codes(
+        view.blocks,
+        queries,
+        count=wanted,
+        expire_times=view.expire_times,
+        now_ms=first.now_ms,
+        **_scopes(view, requests),
+        allowed=_allowed_mask(segment, view, first),
+        spans=spans,
+        max_distances=max_distances,
+        prefix_limits=prefix_limits,
     )
+    places, cosine, kept = rerank(
+        view.vectors,
+        view.quantised,
+        np.array([request.vector for request in requests]),
+        offsets=offsets,
+        found=found,
+        exact_count=config.exact_for(first.k),
+    )
+    candidates = []
+    for i, count in enumerate(found.tolist()):
+        chosen = places[i, : kept[i]]
+        rows = offsets[i, chosen]
+        candidates.append(
+            Candidates(
+                segment=segment,
+                path=path,
+                entry_ids=view.entry_ids[rows],
+                offsets=rows,
+                cosine_distances=cosine[i, : kept[i]],
+                hamming_distances=distances[i, chosen],
+                examined_count=count,
+                # Lists prove a miss by their recall: they have no radius to prove more with.
+                proves_miss=spans is not None
+                or scan_proves_miss(
+                    wanted_count=wanted,
+                    candidate_count=count,
+                    worst_hamming_distance=int(distances[i, count - 1]) if count else None,
+                    radius=radii[i],
+                ),
+            )
+        )
+    return candidates
 
 
 def search_graph(segment: Segment, view: SegmentView, request: SearchRequest, *, ef: int) -> Candidates:
@@ -75,12 +168,13 @@ def search_graph(segment: Segment, view: SegmentView, request: SearchRequest, *,
     Falls back to `search_exact` when fewer than k live rows were reached and there are more.
     """
     assert segment.graph is not None  # the planner's rule
-    live = _live_mask(segment, view, request)
     reached = segment.graph.search(request.vector, k=max(request.k, ef), ef=ef)
+    live = _live_mask(segment, view, request)
     offsets = reached[live[reached]]
-    live_count = int(np.count_nonzero(live))
-    if graph_falls_short(live_count=live_count, found_count=offsets.size, k=request.k):
-        return search_exact(segment, view, request)
+    if offsets.size < request.k:
+        live_count = int(np.count_nonzero(live))
+        if graph_falls_short(live_count=live_count, found_count=offsets.size, k=request.k):
+            return search_exact(segment, view, request)
     distances = cosine_distances(view.vectors, request.vector, offsets=offsets)
     return Candidates(
         segment=segment,
@@ -143,6 +237,29 @@ def search_label_codes(
     )
 
 
+def _prefix_limits(radii: Mapping[int, int], *, bit_count: int) -> list[int]:
+    """The limit of each prefix; its length, which limits nothing, where most blocks have a row within."""
+    limits = []
+    for bits in PREFIX_BITS:
+        if bits < bit_count:
+            radius = radii.get(bits, bits)
+            limits.append(radius if pass_rate(radius, bits) * BLOCK_ROWS < 1 else bits)
+    return limits
+
+
+def _whole_code_radius(request: SearchRequest, encoder_id: str) -> int | None:
+    radii = request.radii.get(encoder_id)
+    return None if not radii else radii[max(radii)]
+
+
+def _scopes(view: SegmentView, requests: Sequence[SearchRequest]) -> dict[str, NDArray[np.uint64] | None]:
+    """What a search of codes needs to keep scopes apart; requests all have a scope, or none has."""
+    if requests[0].scope is None:
+        return {"scopes": None, "query_scopes": None}
+    scopes = np.array([request.scope for request in requests], dtype=np.uint64)
+    return {"scopes": view.scopes, "query_scopes": scopes}
+
+
 def _is_live(
     expire_times: NDArray[np.int64], scopes: NDArray[np.uint64], *, now_ms: int, scope: int | None
 ) -> NDArray[np.bool_]:
@@ -175,6 +292,12 @@ def _allowed_offsets(
     located = np.unique(segment.locate(allowed_ids))
     # A growing segment may have got rows since the view was taken.
     return located[(located >= 0) & (located < view.row_count)]
+
+
+def _allowed_mask(segment: Segment, view: SegmentView, request: SearchRequest) -> NDArray[np.bool_] | None:
+    if request.allowed_ids is None:
+        return None
+    return _mask(_allowed_offsets(segment, view, request.allowed_ids), view.row_count)
 
 
 def _mask(offsets: NDArray[np.int64], row_count: int) -> NDArray[np.bool_]:

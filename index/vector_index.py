@@ -2,7 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +12,13 @@ from index.codes import padding_is_zero, word_count
 from index.config import IndexConfig
 from index.errors import DimensionError, InvalidRowsError, PathUnavailableError, StaleChangesError
 from index.facts import IndexFacts, partition_facts
-from index.planner import SearchPath, plan, unavailable
-from index.requests import (
-    Changes,
-    Match,
-    Partition,
-    SearchRequest,
-    SearchResult,
-)
+from index.growing_segment import GrowingSegment
+from index.merge import any_within, merge_candidates
+from index.planner import QueryTraits, SearchPath, SegmentTraits, plan, prefix_pass_rate, unavailable
+from index.requests import Changes, Match, Partition, SearchRequest, SearchResult
 from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
-from index.segment import Fingerprint, GrowingSegment, SealedSegment, Segment
+from index.sealed_segment import SealedSegment
+from index.segment import Fingerprint, Segment
 from index.segment_search import Candidates, search_exact, search_label_codes, search_segment
 
 COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth a copy of the others
@@ -145,26 +143,39 @@ class VectorIndex:
 
         A path asked for is taken by every segment that has it; the planner chooses for the others (new rows
         have no graph yet). When a threshold is given and no candidate is within it, segments whose candidates
-        cannot prove that are searched again on floats, also when SCAN was asked for; `path` tells.
+        cannot prove that are searched again on floats, also when a path was asked for; `path` tells.
 
-        Raises: DimensionError, ValueError for k or now_ms out of range, PathUnavailableError when no segment
-        has the asked path.
+        Raises: DimensionError, ValueError for k, now_ms or min_recall out of range, PathUnavailableError when
+        no segment has the asked path.
+        """
+        return self.search_batch([request])[0]
+
+    def search_batch(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Search for several queries against one state; those of one segment share a pass over its codes.
+
+        Answers as `search` does, in the order of the requests. Raises: as `search`; then none is answered.
         """
         seq = self._applied_seq
-        self._check_request(request)
-        viewed = self._views(request.partitions)
-        paths = self._plan(viewed, request)
-        found = [
-            search_segment(segment, view, request, path=path, config=self.config)
-            for (segment, view), path in zip(viewed, paths, strict=True)
+        for request in requests:
+            self._check_request(request)
+        views: dict[Partition, list[Viewed]] = {}
+        for request in requests:
+            for partition in request.partitions:
+                if partition not in views:
+                    views[partition] = self._views(partition)
+        asked = Counter(partition for request in requests for partition in set(request.partitions))
+        planned = [self._plan(request, views, asked) for request in requests]
+        found: list[list[Candidates]] = [[] for _ in requests]
+        for (segment, view, path), numbers in _shared_searches(requests, planned):
+            candidates = search_segment(
+                segment, view, [requests[number] for number in numbers], path=path, config=self.config
+            )
+            for number, part in zip(numbers, candidates, strict=True):
+                found[number].append(part)
+        return [
+            self._decide(request, parts, views, seq=seq)
+            for request, parts in zip(requests, found, strict=True)
         ]
-        threshold = request.threshold
-        if threshold is not None and not any(_any_within(candidates, threshold) for candidates in found):
-            found = [
-                candidates if candidates.proves_miss else search_exact(segment, view, request)
-                for candidates, (segment, view) in zip(found, viewed, strict=True)
-            ]
-        return self._merge(found, k=request.k, now_ms=request.now_ms, threshold=threshold, seq=seq)
 
     def search_labels(
         self,
@@ -197,9 +208,12 @@ class VectorIndex:
             search_label_codes(
                 segment, view, values=values, k=k, now_ms=now_ms, scope=scope, allowed_ids=allowed_ids
             )
-            for segment, view in self._views(partitions)
+            for partition in dict.fromkeys(partitions)
+            for segment, view in self._views(partition)
         ]
-        return self._merge(found, k=k, now_ms=now_ms, threshold=None, seq=seq)
+        return merge_candidates(
+            found, k=k, now_ms=now_ms, threshold=None, generation=self.generation, applied_seq=seq
+        )
 
     def live_ids(self, partition: Partition | None = None) -> NDArray[np.int64]:
         """List the ids without a tombstone, expired ones included, of one partition or of all.
@@ -241,77 +255,76 @@ class VectorIndex:
     def _all_segments(self) -> list[Segment]:
         return [segment for segments in self._segments.copy().values() for segment in segments]
 
-    def _views(self, partitions: Sequence[Partition]) -> list[Viewed]:
-        """Each asked partition once, however often it is named; segments without rows are left out."""
-        segments = [
-            segment
-            for partition in dict.fromkeys(partitions)
-            for segment in self._segments.get(partition, ())
-        ]
-        viewed = [(segment, segment.view()) for segment in segments]
+    def _views(self, partition: Partition) -> list[Viewed]:
+        """The segments of a partition as they are now; those without rows are left out."""
+        viewed = [(segment, segment.view()) for segment in self._segments.get(partition, ())]
         return [(segment, view) for segment, view in viewed if view.row_count]
 
-    def _plan(self, viewed: Sequence[Viewed], request: SearchRequest) -> list[SearchPath]:
-        totals: dict[Partition, int] = {}
-        for segment, view in viewed:
-            partition = segment.key.partition
-            totals[partition] = totals.get(partition, 0) + view.row_count
-        paths: list[SearchPath] = []
+    def _plan(
+        self,
+        request: SearchRequest,
+        views: Mapping[Partition, Sequence[Viewed]],
+        query_counts: Mapping[Partition, int],
+    ) -> list[tuple[Segment, SegmentView, SearchPath]]:
+        """How each segment of the asked partitions is searched; each once, however often it is named."""
+        planned: list[tuple[Segment, SegmentView, SearchPath]] = []
         reasons: list[str | None] = []
-        for segment, view in viewed:
-            has_codes = view.codes is not None
-            has_query_code = segment.key.encoder_id in request.codes
-            has_graph = segment.graph is not None
-            reason = None
-            if request.path is not None:
-                reason = unavailable(
-                    request.path, has_codes=has_codes, has_query_code=has_query_code, has_graph=has_graph
-                )
-            reasons.append(reason)
-            path = plan(
-                request.path if reason is None else None,
-                row_count=view.row_count,
-                partition_row_count=totals[segment.key.partition],
-                has_codes=has_codes,
-                has_query_code=has_query_code,
-                has_graph=has_graph,
+        for partition in dict.fromkeys(request.partitions):
+            partition_row_count = sum(view.row_count for _, view in views[partition])
+            query = QueryTraits(
                 allowed_count=None if request.allowed_ids is None else request.allowed_ids.size,
-                config=self.config,
+                min_recall=request.min_recall,
+                query_count=query_counts[partition],
             )
-            paths.append(path)
+            for segment, view in views[partition]:
+                encoder_id = segment.key.encoder_id
+                traits = SegmentTraits(
+                    row_count=view.row_count,
+                    partition_row_count=partition_row_count,
+                    has_codes=view.codes is not None,
+                    has_query_code=encoder_id in request.codes,
+                    has_graph=segment.graph is not None,
+                    has_lists=segment.lists is not None,
+                    prefix_pass_rate=None
+                    if request.threshold is None or encoder_id is None
+                    else prefix_pass_rate(request.radii.get(encoder_id)),
+                )
+                reason = None if request.path is None else unavailable(request.path, traits)
+                reasons.append(reason)
+                path = plan(
+                    request.path if reason is None else None, segment=traits, query=query, config=self.config
+                )
+                planned.append((segment, view, path))
         if request.path is not None and reasons and None not in reasons:
             named = sorted({reason for reason in reasons if reason is not None})
             raise PathUnavailableError(request.path.value, "; ".join(named))
-        return paths
+        return planned
 
-    def _merge(
-        self, found: Sequence[Candidates], *, k: int, now_ms: int, threshold: float | None, seq: int
+    def _decide(
+        self,
+        request: SearchRequest,
+        found: list[Candidates],
+        views: Mapping[Partition, Sequence[Viewed]],
+        *,
+        seq: int,
     ) -> SearchResult:
-        # Look at the expire times once more: a row that was replaced meanwhile drops out, so that it is never
-        # returned beside its successor, whose view was taken after the old row had died.
-        kept = [
-            np.flatnonzero(now_ms < candidates.segment.view().expire_times[candidates.offsets])
-            for candidates in found
-        ]
-        pairs = list(zip(found, kept, strict=True))
-        counts = [positions.size for positions in kept]
-        source = np.repeat(np.arange(len(found)), counts)
-        position = np.concatenate([np.empty(0, dtype=np.int64), *kept])
-        # In float64 against the threshold: in float32 a distance just above it would pass.
-        distances = np.concatenate(
-            [np.empty(0), *(part.cosine_distances[rows].astype(np.float64) for part, rows in pairs)]
-        )
-        ids = np.concatenate([np.empty(0, dtype=np.int64), *(part.entry_ids[rows] for part, rows in pairs)])
-        order = np.lexsort((ids, distances))
-        if threshold is not None:
-            order = order[distances[order] <= threshold]
-        return SearchResult(
-            matches=tuple(_match(found[source[row]], int(position[row])) for row in order[:k].tolist()),
-            path=max((part.path for part in found), key=lambda path: path.cost, default=SearchPath.SCAN),
-            candidates_examined=sum(part.examined_count for part in found),
+        """Merge; before that, search again on floats where nothing is within the threshold and may yet be."""
+        threshold = request.threshold
+        if threshold is not None and not any(any_within(candidates, threshold) for candidates in found):
+            seen = {
+                id(segment): view for partition in request.partitions for segment, view in views[partition]
+            }
+            found = [
+                part if part.proves_miss else search_exact(part.segment, seen[id(part.segment)], request)
+                for part in found
+            ]
+        return merge_candidates(
+            found,
+            k=request.k,
+            now_ms=request.now_ms,
+            threshold=threshold,
             generation=self.generation,
             applied_seq=seq,
-            nearest_distance=float(distances.min()) if distances.size else None,
         )
 
     def _upsert(self, key: SegmentKey, rows: Rows) -> None:
@@ -409,6 +422,8 @@ class VectorIndex:
 
     def _check_request(self, request: SearchRequest) -> None:
         _check_range(k=request.k, now_ms=request.now_ms)
+        if not 0 <= request.min_recall <= 1:
+            raise ValueError(f"min_recall: must be in [0, 1], is {request.min_recall}")
         vector = request.vector
         for _, modality in request.partitions:
             dim = self._dims.get(modality, vector.size)
@@ -431,16 +446,14 @@ def _check_range(*, k: int, now_ms: int) -> None:
         raise ValueError(f"now_ms: must be at least 0, is {now_ms}")
 
 
-def _any_within(candidates: Candidates, threshold: float) -> bool:
-    return bool(np.any(candidates.cosine_distances.astype(np.float64) <= threshold))
-
-
-def _match(candidates: Candidates, position: int) -> Match:
-    hamming = candidates.hamming_distances
-    return Match(
-        entry_id=int(candidates.entry_ids[position]),
-        category_id=candidates.segment.key.category_id,
-        cosine_distance=float(candidates.cosine_distances[position]),
-        hamming_distance=None if hamming is None else int(hamming[position]),
-        payload=candidates.segment.payload(int(candidates.offsets[position])),
-    )
+def _shared_searches(
+    requests: Sequence[SearchRequest], planned: Sequence[Sequence[tuple[Segment, SegmentView, SearchPath]]]
+) -> Iterator[tuple[tuple[Segment, SegmentView, SearchPath], list[int]]]:
+    """Each search of a segment, with the numbers of the requests that can share it."""
+    shared: dict[tuple[object, ...], tuple[tuple[Segment, SegmentView, SearchPath], list[int]]] = {}
+    for number, (request, searches) in enumerate(zip(requests, planned, strict=True)):
+        filters = (request.k, request.now_ms, request.scope is None, id(request.allowed_ids))
+        for search in searches:
+            segment, _, path = search
+            shared.setdefault((id(segment), path, *filters), (search, []))[1].append(number)
+    yield from shared.values()

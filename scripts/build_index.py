@@ -3,8 +3,9 @@
 A file is .npy (embeddings only), .npz, .jsonl or .parquet with `embeddings` (.npz) or `embedding`, and any
 of the columns id, category, text, response, labels, tags, source, scope. Rows without an id get
 "row-<number>". A row whose id, or whose scope and text, is stored already is skipped, so a build that was
-interrupted can be run again. Nothing is stored unless every row is valid. The cache and its categories are
-created where they do not exist. A running server opens the new generation within a second.
+interrupted can be run again and goes on where it was. Nothing is stored unless every row is valid. The cache
+and its categories are created where they do not exist. With --train, a large file's training rows are loaded
+first, evenly spread over it. A running server opens the new generation within a second.
 
 Examples:
   nearhit build --cache faq
@@ -14,17 +15,21 @@ Examples:
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
+
+from sqlalchemy import Engine
 
 from hashing.config import EncoderConfig
 from scripts.arguments import ProgressBars, add_config, add_json, positive_number, print_result, read_config
-from scripts.load_rows import load_file
+from scripts.load_rows import LoadReport, check_file, load_file
 from service.application import clock_ms
+from service.config import Config
 from service.database import check_schema, migrate, open_engine, reading, writing
 from service.generations import build_index
-from service.learning import train_from_store
+from service.learning import MAX_TRAINING_ROWS, train_from_store
 from service.registry import activate_encoder
-from service.rows import read_cache
+from service.rows import read_cache, read_caches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,26 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = None
     if arguments.input is not None:
         migrate(engine)
-        loaded = load_file(engine, arguments, config=config, progress=progress)
+        loaded = _load(engine, arguments, config=config, progress=progress)
     check_schema(engine)
-    with reading(engine) as connection:
-        cache = read_cache(connection, arguments.cache)
-    if arguments.train and cache.active_encoder_id is None:
-        encoder = train_from_store(
-            engine,
-            arguments.cache,
-            config=EncoderConfig(code_bits=cache.code_bits, label_bits=cache.label_bits),
-            modality=next(iter(cache.modalities)),
-            progress=progress,
-            now_ms=clock_ms(),
-        )
-        with writing(engine) as connection:
-            activate_encoder(
-                connection,
-                cache.id,
-                encoder.encoder_id,
-                max_live_encoders=config.search.max_live_encoders,
-            )
+    if arguments.train:
+        _train(engine, arguments.cache, config=config, progress=progress)
     built = build_index(
         engine,
         arguments.cache,
@@ -113,3 +102,51 @@ def run(arguments: argparse.Namespace) -> int:
         as_json=arguments.json,
     )
     return 0
+
+
+def _load(
+    engine: Engine, arguments: argparse.Namespace, *, config: Config, progress: ProgressBars
+) -> LoadReport:
+    """Load the file; what is to be trained on goes first, so that the other rows are stored with codes."""
+    file = check_file(arguments, config=config, progress=progress)
+    load = partial(load_file, engine, file, arguments, config=config, progress=progress)
+    is_large = (file.row_count or 0) >= 2 * MAX_TRAINING_ROWS
+    if not arguments.train or not is_large or _is_trained(engine, arguments.cache):
+        return load()
+    # As many rows, as evenly spread, as training reads of all of them.
+    sample = load(step=(file.row_count or 0) // MAX_TRAINING_ROWS)
+    _train(engine, arguments.cache, config=config, progress=progress)
+    rest = load()
+    return LoadReport(
+        stored_count=sample.stored_count + rest.stored_count,
+        skipped_count=rest.skipped_count - sample.stored_count,
+        ignored=file.ignored,
+    )
+
+
+def _train(engine: Engine, name: str, *, config: Config, progress: ProgressBars) -> None:
+    """Train and activate an encoder, unless the cache has an active one."""
+    if _is_trained(engine, name):
+        return
+    with reading(engine) as connection:
+        cache = read_cache(connection, name)
+    encoder = train_from_store(
+        engine,
+        name,
+        config=EncoderConfig(code_bits=cache.code_bits, label_bits=cache.label_bits),
+        modality=next(iter(cache.modalities)),
+        progress=progress,
+        now_ms=clock_ms(),
+    )
+    with writing(engine) as connection:
+        activate_encoder(
+            connection, cache.id, encoder.encoder_id, max_live_encoders=config.search.max_live_encoders
+        )
+
+
+def _is_trained(engine: Engine, name: str) -> bool:
+    """Whether there is a cache of that name with an active encoder."""
+    with reading(engine) as connection:
+        return any(
+            cache.name == name and cache.active_encoder_id is not None for cache in read_caches(connection)
+        )

@@ -1,7 +1,12 @@
-"""Rows of a file into the store, the way a server would store them."""
+"""Rows of a file into the store, the way a server would store them.
+
+A load that was interrupted is run again: each batch is one transaction, and of every batch the ids that are
+stored already are looked up first, an index lookup each, before anything is computed for its rows.
+"""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +21,7 @@ from scripts.arguments import CommandError, ProgressBars
 from scripts.row_files import RowBatch, RowFile, open_rows
 from service import registry
 from service.application import clock_ms
+from service.bulk import import_rows, stored_names
 from service.coding import code_rows, normalise, to_stored
 from service.config import Config
 from service.convert import to_entry_values
@@ -24,7 +30,6 @@ from service.errors import InvalidRequestError, NotFoundError
 from service.keys import ENTRY_PATTERN, NAME_PATTERN, check_id
 from service.records import CacheRecord, Coding, ModalitySpec, NewEntry, Policy
 from service.rows import read_cache, read_categories, read_weights
-from service.store import import_entries
 from service.transaction import CacheTransaction
 
 _MODALITY = "text"
@@ -40,31 +45,55 @@ class LoadReport:
     ignored: tuple[str, ...]
 
 
-def load_file(
-    engine: Engine, arguments: argparse.Namespace, *, config: Config, progress: ProgressBars
-) -> LoadReport:
-    """Store a file's rows. The file is read twice: nothing is stored unless every row is valid.
+def check_file(arguments: argparse.Namespace, *, config: Config, progress: ProgressBars) -> RowFile:
+    """Open a file of rows and read it to the end: nothing is stored unless every row is valid.
 
-    Raises:
-        CommandError: the file, or a row of it, is not valid.
-        InvalidRequestError: the cache cannot be created so.
+    Raises: CommandError, naming the file and the row.
     """
     file = open_rows(arguments.input, rename=_renames(arguments.rename), texts=arguments.texts)
     check_id(arguments.category, NAME_PATTERN, field="--category")
-    most_bytes = config.server.max_response_bytes
     for batch in file.batches():
-        _entries(file, batch, arguments.category, max_response_bytes=most_bytes)
-        progress("check", batch.start + len(batch), file.row_count or batch.start + len(batch))
+        _names(file, batch)
+        _vectors(file, batch)
+        _values(file, batch, arguments.category, max_response_bytes=config.server.max_response_bytes)
+        progress("check", batch.numbers.stop, file.row_count or batch.numbers.stop)
+    return file
+
+
+def load_file(
+    engine: Engine,
+    file: RowFile,
+    arguments: argparse.Namespace,
+    *,
+    config: Config,
+    progress: ProgressBars,
+    step: int = 1,
+) -> LoadReport:
+    """Store every `step`-th row of a checked file, with codes where the cache has an active encoder.
+
+    Raises:
+        CommandError: the file changed meanwhile, or has other dimensions than the cache.
+        InvalidRequestError: the cache cannot be created so.
+    """
     cache = _require_cache(engine, arguments, dim=file.dim)
     encoder = None
     if cache.active_encoder_id is not None:
         with reading(engine) as connection:
             encoder = load_encoder(read_weights(connection, cache.id, cache.active_encoder_id))
     stored = read = 0
-    for batch in file.batches():
-        rows = _entries(file, batch, arguments.category, max_response_bytes=most_bytes)
-        stored, read = stored + _store(engine, cache, rows, encoder), batch.start + len(batch)
-        progress("load", read, file.row_count or read)
+    for batch in file.batches(step=step):
+        rows = _new_rows(
+            engine,
+            cache,
+            file,
+            batch,
+            arguments.category,
+            max_response_bytes=config.server.max_response_bytes,
+        )
+        if rows:
+            stored += _store(engine, cache, rows, encoder)
+        read += len(batch)
+        progress("load" if step == 1 else "load sample", batch.numbers.stop, file.row_count or read)
     return LoadReport(stored_count=stored, skipped_count=read - stored, ignored=file.ignored)
 
 
@@ -100,22 +129,74 @@ def _require_cache(engine: Engine, arguments: argparse.Namespace, *, dim: int) -
     return cache
 
 
-def _entries(
+def _new_rows(
+    engine: Engine,
+    cache: CacheRecord,
+    file: RowFile,
+    batch: RowBatch,
+    category: str,
+    *,
+    max_response_bytes: int,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Per row whose id is not stored: its category and what `NewEntry` takes. Raises: CommandError."""
+    names = _names(file, batch)
+    with reading(engine) as connection:
+        known = stored_names(connection, cache.id, names, now_ms=clock_ms())
+    if known.issuperset(names):
+        return []
+    rows = _values(file, batch, category, max_response_bytes=max_response_bytes)
+    vectors = _vectors(file, batch)
+    return [
+        (own, {**values, "name": name, "vector": vector})
+        for name, vector, (own, values) in zip(names, vectors, rows, strict=True)
+        if name not in known
+    ]
+
+
+def _names(file: RowFile, batch: RowBatch) -> list[str]:
+    """The rows' ids, made of their numbers where they bring none. Raises: CommandError naming the row."""
+    ids = batch.columns.get("id")
+    if ids is None:
+        return [f"row-{number}" for number in batch.numbers]
+    pairs = zip(batch.numbers, ids, strict=True)
+    names = [f"row-{number}" if own is None else str(own) for number, own in pairs]
+    for number, name in zip(batch.numbers, names, strict=True):
+        if not ENTRY_PATTERN.fullmatch(name):
+            with _named(file, number):
+                check_id(name, ENTRY_PATTERN, field="id")
+    return names
+
+
+def _values(
     file: RowFile, batch: RowBatch, category: str, *, max_response_bytes: int
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Per row its category and what `NewEntry` takes. Raises: CommandError naming the row."""
-    vectors = _vectors(file, batch)
+    """Per row its category and what `NewEntry` takes of its columns; the dicts are shared between rows.
+
+    Raises: CommandError naming the row.
+    """
+    # Most rows of a large file have no columns, or the same in few of them: each distinct row is read once.
+    known: dict[Hashable, tuple[str, dict[str, Any]]] = {}
+    others = {name: column for name, column in batch.columns.items() if name != "id"}
     rows = []
-    for i, vector in enumerate(vectors):
-        columns = {name: column[i] for name, column in batch.columns.items() if column[i] is not None}
-        try:
-            name = check_id(str(columns.get("id", f"row-{batch.start + i}")), ENTRY_PATTERN, field="id")
-            own = check_id(str(columns.get("category", category)), NAME_PATTERN, field="category")
-            values = to_entry_values(_message(columns), max_response_bytes=max_response_bytes)
-        except InvalidRequestError as error:
-            raise CommandError(f"{file.path}: row {batch.start + i}: {error.message}") from error
-        rows.append((own, {**values, "name": name, "vector": vector}))
+    for i, number in enumerate(batch.numbers):
+        columns = {name: column[i] for name, column in others.items() if column[i] is not None}
+        is_plain = all(isinstance(value, str | bytes) for value in columns.values())
+        key = tuple(columns.items()) if is_plain else number
+        if key not in known:
+            with _named(file, number):
+                own = check_id(str(columns.get("category", category)), NAME_PATTERN, field="category")
+                known[key] = own, to_entry_values(_message(columns), max_response_bytes=max_response_bytes)
+        rows.append(known[key])
     return rows
+
+
+@contextmanager
+def _named(file: RowFile, number: int) -> Iterator[None]:
+    """Name the row in what is raised. Raises: CommandError for an InvalidRequestError."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise CommandError(f"{file.path}: row {number}: {error.message}") from error
 
 
 def _vectors(file: RowFile, batch: RowBatch) -> NDArray[np.float16]:
@@ -126,7 +207,7 @@ def _vectors(file: RowFile, batch: RowBatch) -> NDArray[np.float16]:
             try:
                 normalise(batch.embeddings[i : i + 1])
             except InvalidRequestError:
-                raise CommandError(f"{file.path}: row {batch.start + i}: {error.message}") from error
+                raise CommandError(f"{file.path}: row {batch.numbers[i]}: {error.message}") from error
         raise
 
 
@@ -168,7 +249,7 @@ def _store(
             created = registry.create_category(connection, cache.name, name, policy=Policy(), now_ms=now_ms)
             known[name] = created.id
         tx = CacheTransaction.lock(connection, cache.id, now_ms=now_ms)
-        return import_entries(
+        return import_rows(
             tx,
             [
                 NewEntry(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scripts.arguments import CommandError
 
-BATCH_ROWS = 2_000
+BATCH_ROWS = 10_000  # also the rows of one transaction
 COLUMNS = ("id", "category", "text", "response", "labels", "tags", "source", "scope")
 _EMBEDDING_NAMES = ("embeddings", "embedding", "vectors")
 _UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -23,9 +23,9 @@ _UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows `start` and following: embeddings float32 [n, dim] and the columns that the file has."""
+    """Rows of a file: their numbers, embeddings float32 [n, dim] and the columns that the file has."""
 
-    start: int
+    numbers: range
     embeddings: NDArray[np.float32]
     columns: Mapping[str, Sequence[Any]]
 
@@ -43,10 +43,13 @@ class RowFile:
     ignored: tuple[str, ...]
     _read: Callable[[], Iterator[RowBatch]]
 
-    def batches(self) -> Iterator[RowBatch]:
-        """The rows, from the first on at every call. Raises: CommandError."""
+    def batches(self, *, step: int = 1) -> Iterator[RowBatch]:
+        """Every `step`-th row, from the first on at every call. Raises: CommandError."""
         try:
-            yield from self._read()
+            for batch in self._read():
+                part = batch if step == 1 else _every(batch, step)
+                if len(part):
+                    yield part
         except _UNREADABLE as error:
             raise CommandError(f"{self.path}: {error}") from error
 
@@ -75,6 +78,13 @@ def open_rows(path: Path, *, rename: Mapping[str, str] | None = None, texts: Pat
         return reader(path, rename or {}, lines)
     except _UNREADABLE as error:
         raise CommandError(f"{path}: {error}") from error
+
+
+def _every(batch: RowBatch, step: int) -> RowBatch:
+    """The rows of the batch whose number is a multiple of `step`."""
+    rows = slice(-batch.numbers.start % step, None, step)
+    columns = {name: column[rows] for name, column in batch.columns.items()}
+    return RowBatch(batch.numbers[rows], batch.embeddings[rows], columns)
 
 
 def _open_npy(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:
@@ -111,9 +121,10 @@ def _from_arrays(
 
     def batches() -> Iterator[RowBatch]:
         for start in range(0, len(embeddings), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
+            numbers = range(start, min(start + BATCH_ROWS, len(embeddings)))
+            rows = slice(numbers.start, numbers.stop)
             part = {name: column[rows] for name, column in columns.items()}
-            yield RowBatch(start, np.asarray(embeddings[rows], dtype=np.float32), part)
+            yield RowBatch(numbers, np.asarray(embeddings[rows], dtype=np.float32), part)
 
     ignored = tuple(sorted(set(named) - set(COLUMNS)))
     return RowFile(path, len(embeddings), int(embeddings.shape[1]), ignored, batches)
@@ -212,4 +223,4 @@ def _batch_of(
         raise CommandError(f"{place}: no embeddings of one length") from error
     if embeddings.shape != (len(records), dim):
         raise CommandError(f"{place}: no embeddings of one length: the first row has {dim} dimensions")
-    return RowBatch(start, embeddings, columns)
+    return RowBatch(range(start, start + len(records)), embeddings, columns)

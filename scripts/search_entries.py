@@ -2,6 +2,7 @@
 
 Examples:
   nearhit search faq "cancel a subscription" --top-k 5
+  nearhit search faq --embedding question.npy --min-recall 1
   nearhit search faq --embedding question.npy --by-label --json
 """
 
@@ -14,8 +15,10 @@ from nearhit.v1 import resources_pb2 as pb
 from scripts.arguments import add_address, add_json, positive_integer
 from scripts.query_arguments import add_query, read_embedding
 
+# Without CASCADE: that takes a threshold, which a search does not have.
 _PATHS = {
     "auto": pb.SEARCH_PATH_UNSPECIFIED,
+    "ivf": pb.SEARCH_PATH_IVF,
     "scan": pb.SEARCH_PATH_SCAN,
     "hnsw": pb.SEARCH_PATH_HNSW,
     "exact": pb.SEARCH_PATH_EXACT,
@@ -32,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", action="append", default=[], help="repeatable; default: all")
     parser.add_argument("--tag", action="append", default=[], help="entries with any of these; repeatable")
     parser.add_argument("--path", choices=tuple(_PATHS), default="auto", help="default %(default)s")
+    parser.add_argument(
+        "--min-recall",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the true nearest to find, 0 (default: the server's choice) to 1 (exact)",
+    )
     parser.add_argument("--by-label", action="store_true", help="entries of the nearest classes")
 
 
@@ -48,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             tags=arguments.tag,
             scope=arguments.scope or None,
             path=_PATHS[arguments.path],
+            min_recall=arguments.min_recall,
             by_label=arguments.by_label,
             view=pb.ENTRY_VIEW_BASIC,
         )

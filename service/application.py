@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from service.accesses import AccessLog
 from service.cache import SemanticCache
+from service.compaction import Compactor
 from service.config import Config
 from service.database import check_schema, open_engine
 from service.embedder import Embedder
@@ -45,12 +46,14 @@ class Application:
             max_group_rows=config.store.max_group_rows,
             on_commit=self.replicas.on_commit,
         )
+        self.compactor = Compactor(config)
         self.refresher = Refresher(
             self.engine,
             config,
             replicas=self.replicas,
             writer=self.writer,
             accesses=self.accesses,
+            compactor=self.compactor,
             clock=clock_ms,
         )
         self.cache = SemanticCache(
@@ -86,9 +89,10 @@ class Application:
         self.refresher.start()
 
     def stop(self) -> None:
-        """Write what is queued, then end the threads and the embedder."""
+        """Write what is queued, end the threads, save the next start a long replay, end the embedder."""
         self.refresher.stop()
         self.writer.stop()
+        self.compactor.snapshot(self.replicas.all())
         if self.embedder is not None:
             self.embedder.stop()
         self.engine.dispose()

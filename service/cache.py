@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.planner import SearchPath
-from index.requests import Match, SearchRequest
+from index.requests import Match, Partition, SearchRequest, SearchResult
+from index.segment import Fingerprint
+from index.vector_index import VectorIndex
 from service.accesses import AccessLog
 from service.embedder import Embedder
 from service.embedding import Input, check_input, embed_inputs
@@ -32,7 +35,11 @@ class LookupMode(Enum):
 
 
 class LookupReason(Enum):
-    """Why a lookup was a hit or a miss."""
+    """Why a lookup was a hit or a miss.
+
+    BEYOND_THRESHOLD without a distance: rows that are too far by their codes were not examined, and none of
+    them may be of the scope. NO_CANDIDATE: there is none of the scope.
+    """
 
     FINGERPRINT = "fingerprint"
     WITHIN_THRESHOLD = "within_threshold"
@@ -44,6 +51,7 @@ class LookupReason(Enum):
 
 
 _HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
+_SKIPPING_PATHS = (SearchPath.CASCADE, SearchPath.IVF)  # they do not examine every row, however far
 _COUNTED_AS = {
     LookupReason.FINGERPRINT: "hit_count",
     LookupReason.WITHIN_THRESHOLD: "hit_count",
@@ -88,8 +96,7 @@ class LookupAnswer:
         return self.reason in _HITS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Found(NamedTuple):  # quicker to make than a dataclass
     """The nearest entry and how it was found."""
 
     match: Match | None
@@ -98,6 +105,17 @@ class _Found:
     path: SearchPath | None = None
     candidates_examined: int = 0
     query_code: NDArray[np.uint64] | None = None
+
+
+class _Lookup(NamedTuple):
+    """One lookup and what it is answered from; `vector`: float32 [dim], None where none is searched for."""
+
+    query: LookupQuery
+    category: CategoryRecord
+    partition: Partition
+    threshold: float
+    key: Fingerprint | None
+    vector: NDArray[np.float32] | None
 
 
 # What a fingerprint that no entry has finds, where there is nothing else to look for.
@@ -136,12 +154,13 @@ class SemanticCache:
         state = replica.state
         for query in queries:  # also the ones that need no vector: a request is right or wrong at any state
             check_input(state.record, query.source)
+        keys = [_fingerprint(query) for query in queries]
         now_ms = self._clock()
         asked = [
             i
             for i, query in enumerate(queries)
             if not (query.mode is LookupMode.BYPASS or query.source.is_empty)
-            and _find_fingerprint(state, state.category(query.category), query, now_ms=now_ms) is None
+            and _find_fingerprint(state.index, _partition(state, query), keys[i], now_ms=now_ms) is None
         ]
         embedded = embed_inputs(
             state.record,
@@ -153,14 +172,11 @@ class SemanticCache:
         # Embedding may have taken long: what is served is decided on what is live and known now.
         state, now_ms = replica.state, self._clock()
         seq = state.index.applied_seq
-        answers = []
-        for i, query in enumerate(queries):
-            category = state.category(query.category)
-            found = _find(state, category, query, vectors.get(i), now_ms=now_ms)
-            answers.append(
-                self._answer(state, category, query, found, seq=seq, now_ms=now_ms, started_ns=started)
-            )
-        return answers
+        lookups = [_to_lookup(state, query, keys[i], vectors.get(i)) for i, query in enumerate(queries)]
+        return [
+            self._answer(state, lookup, found, seq=seq, now_ms=now_ms, started_ns=started)
+            for lookup, found in zip(lookups, _find(state, lookups, now_ms=now_ms), strict=True)
+        ]
 
     def _await_seq(self, replica: CacheReplica, seq: int, timeout_seconds: float) -> None:
         limit = self._min_seq_wait_seconds
@@ -169,35 +185,33 @@ class SemanticCache:
     def _answer(
         self,
         state: CacheState,
-        category: CategoryRecord,
-        query: LookupQuery,
+        lookup: _Lookup,
         found: _Found | None,
         *,
         seq: int,
         now_ms: int,
         started_ns: int,
     ) -> LookupAnswer:
-        threshold = applied_threshold(category.policy.threshold, query.threshold)
-        reason = _served_reason(category, query, found)
+        reason = _served_reason(lookup, found)
+        is_hit = reason in _HITS
+        match = found.match if found else None
         self._accesses.record(
             state.record.id,
-            category.id,
+            lookup.category.id,
             outcome=_COUNTED_AS.get(reason, "miss_count"),
-            entry_id=found.match.entry_id if found and found.match and reason in _HITS else None,
+            entry_id=match.entry_id if match and is_hit else None,
             now_ms=now_ms,
         )
         entry, content_type, response, token = "", "", b"", ""
-        if found is not None and found.match is not None:
-            entry, content_type, response = unpack_payload(found.match.payload)
-            token = self._token(state, category, found, found.match, threshold=threshold, seq=seq)
-        if reason not in _HITS:
-            content_type, response = "", b""
+        if found is not None and match is not None:
+            entry, content_type, response = unpack_payload(match.payload)
+            token = self._token(state, lookup, found, match, seq=seq)
         return LookupAnswer(
             reason=reason,
-            threshold=threshold,
+            threshold=lookup.threshold,
             entry=entry,
-            response=response,
-            content_type=content_type,
+            response=response if is_hit else b"",
+            content_type=content_type if is_hit else "",
             distance=found.distance if found else None,
             path=found.path if found else None,
             candidates_examined=found.candidates_examined if found else 0,
@@ -207,110 +221,138 @@ class SemanticCache:
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
         )
 
-    def _token(
-        self,
-        state: CacheState,
-        category: CategoryRecord,
-        found: _Found,
-        match: Match,
-        *,
-        threshold: float,
-        seq: int,
-    ) -> str:
+    def _token(self, state: CacheState, lookup: _Lookup, found: _Found, match: Match, *, seq: int) -> str:
         token = LookupToken(
             cache_id=state.record.id,
-            category_id=category.id,
+            category_id=lookup.category.id,
             entry_id=match.entry_id,
             seq=seq,
             time_ns=next(self._token_numbers),
             distance=match.cosine_distance,
-            threshold=threshold,
+            threshold=lookup.threshold,
             generation=state.index.generation or "",
             query_code=b"" if found.query_code is None else found.query_code.tobytes(),
         )
         return sign_token(token, state.record.token_key)
 
 
-def _find(
-    state: CacheState,
-    category: CategoryRecord,
-    query: LookupQuery,
-    vector: NDArray[np.float32] | None,
-    *,
-    now_ms: int,
-) -> _Found | None:
-    """What the lookup would serve; None: it asked for nothing."""
-    if query.mode is LookupMode.BYPASS:
-        return None
-    found = _find_fingerprint(state, category, query, now_ms=now_ms)
-    if found is not None:
-        return found
-    if vector is None:
-        return _NOTHING
-    return _find_nearest(state, category, query, vector, now_ms=now_ms)
+def _to_lookup(
+    state: CacheState, query: LookupQuery, key: Fingerprint | None, vector: NDArray[np.float32] | None
+) -> _Lookup:
+    category = state.category(query.category)
+    return _Lookup(
+        query=query,
+        category=category,
+        partition=(category.id, query.source.modality),
+        threshold=applied_threshold(category.policy.threshold, query.threshold),
+        key=key,
+        vector=vector,
+    )
+
+
+def _partition(state: CacheState, query: LookupQuery) -> Partition:
+    return state.category(query.category).id, query.source.modality
+
+
+def _find(state: CacheState, lookups: Sequence[_Lookup], *, now_ms: int) -> list[_Found | None]:
+    """What each lookup would serve; None: it asked for nothing."""
+    found: list[_Found | None] = [None] * len(lookups)
+    searched: dict[int, NDArray[np.float32]] = {}
+    for i, lookup in enumerate(lookups):
+        if lookup.query.mode is LookupMode.BYPASS:
+            continue
+        found[i] = _find_fingerprint(state.index, lookup.partition, lookup.key, now_ms=now_ms)
+        if found[i] is None:
+            found[i] = _NOTHING
+            if lookup.vector is not None:
+                searched[i] = lookup.vector
+    if searched:
+        asked = [lookups[i] for i in searched]
+        nearest = _find_nearest(state, asked, list(searched.values()), now_ms=now_ms)
+        for i, one in zip(searched, nearest, strict=True):
+            found[i] = one
+    return found
+
+
+def _fingerprint(query: LookupQuery) -> Fingerprint | None:
+    """The key that an entry of the same request has."""
+    fingerprint = query.fingerprint or (query.source.text and text_fingerprint(query.source.text))
+    return split_key(fingerprint_key(query.scope, fingerprint)) if fingerprint else None
 
 
 def _find_fingerprint(
-    state: CacheState, category: CategoryRecord, query: LookupQuery, *, now_ms: int
+    index: VectorIndex, partition: Partition, key: Fingerprint | None, *, now_ms: int
 ) -> _Found | None:
-    fingerprint = query.fingerprint or text_fingerprint(query.source.text) or None
-    if fingerprint is None:
-        return None
-    partition = (category.id, query.source.modality)
-    key = split_key(fingerprint_key(query.scope, fingerprint))
-    match = state.index.find_fingerprint(partition, key, now_ms=now_ms)
+    match = None if key is None else index.find_fingerprint(partition, key, now_ms=now_ms)
     if match is None:
         return None
     return _Found(match=match, reason=LookupReason.FINGERPRINT, distance=0.0)
 
 
 def _find_nearest(
-    state: CacheState,
-    category: CategoryRecord,
-    query: LookupQuery,
-    vector: NDArray[np.float32],
-    *,
-    now_ms: int,
-) -> _Found:
-    partitions = ((category.id, query.source.modality),)
-    encoder_ids = state.index.encoder_ids(partitions)
-    codes = state.encoders.query_codes(vector, encoder_ids, modality=query.source.modality)
-    threshold = applied_threshold(category.policy.threshold, query.threshold)
-    result = state.index.search(
-        SearchRequest(
-            partitions=partitions,
-            vector=vector,
-            codes=codes,
-            k=1,
-            now_ms=now_ms,
-            scope=scope_key(query.scope),
-            threshold=threshold,
-            radii=state.encoders.radii(encoder_ids, threshold),
+    state: CacheState, lookups: Sequence[_Lookup], vectors: Sequence[NDArray[np.float32]], *, now_ms: int
+) -> list[_Found]:
+    """The nearest entry of each; lookups of one category share a pass over its codes."""
+    requests = []
+    for lookup, vector in zip(lookups, vectors, strict=True):
+        partitions = (lookup.partition,)
+        encoder_ids = state.index.encoder_ids(partitions)
+        requests.append(
+            SearchRequest(
+                partitions=partitions,
+                vector=vector,
+                codes=state.encoders.query_codes(vector, encoder_ids, modality=lookup.query.source.modality),
+                k=1,
+                now_ms=now_ms,
+                scope=scope_key(lookup.query.scope),
+                threshold=lookup.threshold,
+                radii=state.encoders.radii(encoder_ids, lookup.threshold),
+            )
         )
-    )
+    results = state.index.search_batch(requests)
+    return [_nearest(state.index, request, result) for request, result in zip(requests, results, strict=True)]
+
+
+def _nearest(index: VectorIndex, request: SearchRequest, result: SearchResult) -> _Found:
+    assert request.threshold is not None  # every lookup has one
     nearest = result.matches[0] if result.matches else None
     distance = nearest.cosine_distance if nearest else result.nearest_distance
-    decision = decide(distance, threshold)
-    if decision.within:
+    is_within = decide(distance, request.threshold).within
+    if is_within:
         reason = LookupReason.WITHIN_THRESHOLD
+    elif distance is None and _met_all(index, request.partitions[0], result.path):
+        reason = LookupReason.NO_CANDIDATE
     else:
-        reason = LookupReason.NO_CANDIDATE if distance is None else LookupReason.BEYOND_THRESHOLD
+        reason = LookupReason.BEYOND_THRESHOLD
     return _Found(
-        match=nearest if decision.within else None,
+        match=nearest if is_within else None,
         reason=reason,
         distance=distance,
         path=result.path,
         candidates_examined=result.candidates_examined,
-        query_code=next(iter(codes.values()), None),
+        query_code=next(iter(request.codes.values()), None),
     )
 
 
-def _served_reason(category: CategoryRecord, query: LookupQuery, found: _Found | None) -> LookupReason:
+def _met_all(index: VectorIndex, partition: Partition, path: SearchPath) -> bool:
+    """Whether a search that examined no row would have met any row of its scope; False where not known.
+
+    To look for one costs more than such a search.
+    """
+    if path in _SKIPPING_PATHS:
+        return False
+    # The path of the result is the most thorough one: a smaller segment's, where there are several.
+    row_counts = [view.row_count for key, view in index.segment_views() if key.partition == partition]
+    skipped_from = min(index.config.cascade_min_rows, index.config.lists_min_rows)
+    return len(row_counts) < 2 or max(row_counts) < skipped_from
+
+
+def _served_reason(lookup: _Lookup, found: _Found | None) -> LookupReason:
     if found is None:
         return LookupReason.BYPASS
-    if found.reason in _HITS and query.mode is LookupMode.REFRESH:
+    if found.reason in _HITS and lookup.query.mode is LookupMode.REFRESH:
         return LookupReason.REFRESH
-    if found.reason in _HITS and category.policy.shadow:
+    if found.reason in _HITS and lookup.category.policy.shadow:
         return LookupReason.SHADOW
     return found.reason
 

@@ -93,6 +93,9 @@ class EncoderSet:
     ) -> dict[str, NDArray[np.uint64]]:
         """The query's code for each segment encoder.
 
+        One query at a time, also of a batch: a product of several rows sums in another order, and BLAS shares
+        it between threads that wait for each other, which takes milliseconds on busy cores.
+
         Args:
             query: float32 [dim], L2-normalised.
         """
@@ -108,13 +111,21 @@ class EncoderSet:
             codes[segment_encoder_id] = made[encoder.encoder_id]
         return codes
 
-    def radii(self, segment_encoder_ids: Iterable[str], threshold: float) -> dict[str, int]:
-        """Per segment encoder, the Hamming radius that holds entries within the threshold."""
+    def radii(self, segment_encoder_ids: Iterable[str], threshold: float) -> dict[str, dict[int, int]]:
+        """Per segment encoder, the Hamming radii that hold entries within the threshold, in bits.
+
+        Args:
+            threshold: cosine distance.
+
+        Returns:
+            By count of leading bits, the whole code last; an entry within the threshold is expected within
+            all of them at once.
+        """
         found = {}
         for segment_encoder_id in segment_encoder_ids:
             encoder = self.query_encoder(segment_encoder_id)
             if encoder is not None:
-                found[segment_encoder_id] = encoder.radius(threshold)
+                found[segment_encoder_id] = encoder.radii(threshold)
         return found
 
     def query_encoder(self, segment_encoder_id: str) -> Encoder | None:

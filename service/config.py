@@ -85,12 +85,23 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """How the index searches; see ARCHITECTURE.md for the paths."""
+    """How the index searches; see ARCHITECTURE.md for the paths. Up to `exact_limit` entries without codes
+    are compared exactly; above `scan_limit` a graph is preferred to a scan. `candidate_count` codes are
+    reranked at least, and `candidates_per_result` for each result; of a sealed segment `exact_count` of those
+    at least are measured on float16 after int8. Segments of `cascade_min_rows` entries or more are searched
+    on CASCADE where the threshold is small enough; a build gives those of `lists_min_rows` or more inverted
+    lists, of which IVF searches `probe_count` at least, and as many as hold `list_recall` of the nearest
+    entries or what a search asks for. Codes of at most `max_live_encoders` encoders serve at once."""
 
     exact_limit: int = 20_000
     scan_limit: int = 1_000_000
     candidate_count: int = 256
     candidates_per_result: int = 32
+    exact_count: int = 32
+    cascade_min_rows: int = 50_000
+    lists_min_rows: int = 200_000
+    probe_count: int = 16
+    list_recall: float = 0.98
     max_live_encoders: int = 4
 
     def __post_init__(self) -> None:
@@ -100,8 +111,14 @@ class SearchConfig:
             scan_limit=self.scan_limit,
             candidate_count=self.candidate_count,
             candidates_per_result=self.candidates_per_result,
+            exact_count=self.exact_count,
+            cascade_min_rows=self.cascade_min_rows,
+            lists_min_rows=self.lists_min_rows,
+            probe_count=self.probe_count,
             max_live_encoders=self.max_live_encoders,
         )
+        if not 0 <= self.list_recall <= 1:
+            raise ConfigurationError("[search] list_recall", f"must be in [0, 1], is {self.list_recall}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +191,34 @@ class UpdateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionConfig:
+    """When a server builds a new generation by itself, in a process of its own: once rows that no generation
+    holds, or deleted ones that it still does, exceed `min_rows` and `share` of the live rows of a cache. At a
+    stop it waits up to `snapshot_seconds` for one that saves the next start more than `snapshot_min_rows`."""
+
+    enabled: bool = True
+    min_rows: int = 50_000
+    share: float = 0.25
+    memory_limit_mib: int = 1024
+    check_seconds: float = 2.0
+    retry_seconds: float = 30.0
+    snapshot_min_rows: int = 20_000
+    snapshot_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _positive(
+            "compaction",
+            min_rows=self.min_rows,
+            share=self.share,
+            memory_limit_mib=self.memory_limit_mib,
+            check_seconds=self.check_seconds,
+            retry_seconds=self.retry_seconds,
+            snapshot_min_rows=self.snapshot_min_rows,
+            snapshot_seconds=self.snapshot_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """Logs go to standard error, one event a line."""
 
@@ -195,6 +240,7 @@ class Config:
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    compaction: CompactionConfig = field(default_factory=CompactionConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -226,15 +272,17 @@ def render_config(config: Config) -> str:
         lines.append(f"# {' '.join((type(values).__doc__ or '').split())}\n[{section.name}]")
         for key in fields(values):
             value = getattr(values, key.name)
-            rendered = _quoted(value) if isinstance(value, str) else str(value)
-            default = f'"{key.default}"' if isinstance(key.default, str) else key.default
-            lines.append(f"{key.name} = {rendered}  # default {default}")
+            lines.append(f"{key.name} = {_rendered(value)}  # default {_rendered(key.default)}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _quoted(value: str) -> str:
-    """A TOML basic string: JSON's escapes are among TOML's, but DEL is no character of TOML."""
+def _rendered(value: Any) -> str:
+    """As TOML. Of strings, JSON's escapes are among TOML's, but DEL is no character of TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return str(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -277,6 +325,10 @@ def _typed(section: str, key: str, value: Any, hint: type) -> Any:
 
 
 def _parsed(variable: str, text: str, hint: type) -> Any:
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ConfigurationError(variable, f"must be true or false, is {text!r}")
+        return text == "true"
     try:
         return hint(text)
     except ValueError as error:

@@ -247,6 +247,10 @@ def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
         raise InvalidRequestError(f"unknown path {request.path}", reason="UNKNOWN_VALUE")
     if request.code_kind not in _CODE_KINDS:
         raise InvalidRequestError(f"unknown code_kind {request.code_kind}", reason="UNKNOWN_VALUE")
+    if not 0 <= request.min_recall <= 1:  # nor NaN
+        raise InvalidRequestError(
+            f"min_recall must be in [0, 1], is {request.min_recall}", reason="INVALID_MIN_RECALL"
+        )
     check_view(request.view)
     _check_seq(request.min_seq)
     return cache, SearchQuery(
@@ -258,6 +262,7 @@ def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
         if request.HasField("scope")
         else None,
         path=_PATHS_BY_NUMBER.get(request.path),
+        min_recall=request.min_recall,
         by_label=request.code_kind == search_pb.CODE_KIND_LABEL,
         min_seq=request.min_seq,
         with_entries=request.view != pb.ENTRY_VIEW_UNSPECIFIED,

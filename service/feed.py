@@ -14,7 +14,7 @@ from service.coding import STORED_DTYPE, vectors_of
 from service.keys import scope_key, split_key
 from service.payload import pack_payload
 from service.records import CacheRecord, EntryRecord, Operation
-from service.rows import entry_query, read_entries_by_id, scan_entries
+from service.rows import read_entries_by_id, scan_entries, whole_cache_query
 from service.tables import caches, changes
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def read_changes(connection: Connection, cache: CacheRecord, *, after: int) -> F
 
 def scan_cache(connection: Connection, cache: CacheRecord) -> Iterator[tuple[SegmentKey, Rows]]:
     """All entries, a chunk at a time; a seq read before it began is where the replay goes on."""
-    for records in scan_entries(connection, entry_query(cache.id), chunk=CHUNK):
+    for records in scan_entries(connection, whole_cache_query(cache.id), chunk=CHUNK):
         yield from to_rows(cache, records)
 
 

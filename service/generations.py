@@ -5,23 +5,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, bindparam, case, func, insert, select, update
 
 from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
 from index.builder import BuildReport, build_generation
 from index.rows import Rows, SegmentKey
+from service.bulk import execute_many, first_row_id, scan_segment_rows
 from service.coding import code_rows, vectors_of
 from service.config import SearchConfig
 from service.database import reading, writing
-from service.feed import CHUNK, to_rows
 from service.records import CacheRecord
 from service.replica import generation_owner, index_config, index_root
-from service.rows import count_entries, entry_query, read_cache, read_weights, scan_entries
+from service.rows import count_entries, of_cache_by_id, read_cache, read_weights
 from service.tables import entries, generations
 from service.transaction import CacheTransaction
 
-_CODE_CHUNK = 5_000
+_CODE_CHUNK = 10_000
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,9 +70,9 @@ def build_index(
 
         def batches() -> Iterator[tuple[SegmentKey, Rows]]:
             done = 0
-            for records in scan_entries(connection, entry_query(record.id), chunk=CHUNK):
-                yield from to_rows(record, records)
-                done += len(records)
+            for row_count, rows in scan_segment_rows(connection, record):
+                yield from rows
+                done += row_count
                 progress("segments", done, total)
 
         report = build_generation(
@@ -83,6 +83,7 @@ def build_index(
             watermark=record.seq,
             with_graph=with_graph,
             memory_limit_bytes=memory_limit_bytes,
+            progress=progress,
         )
     return BuiltIndex(report=report, watermark=record.seq, coded_count=coded)
 
@@ -99,51 +100,52 @@ def _code_missing(
         if reencode:
             wanted = wanted | (entries.c.encoder_id != encoder.encoder_id)
         missing = (
-            entries.c.cache_id == record.id,
+            of_cache_by_id(record.id),
             entries.c.modality.in_(list(encoder.modalities)),
             wanted,
         )
         total = connection.execute(select(func.count()).select_from(entries).where(*missing)).scalar_one()
-    done = after = 0
-    while True:
+        after = first_row_id(connection, record.id) - 1
+    done = 0
+    while done < total:
         with writing(engine) as connection:
-            tx = CacheTransaction.lock(connection, record.id, now_ms=now_ms)
+            CacheTransaction.lock(connection, record.id, now_ms=now_ms)
             page = select(
                 entries.c.id,
                 entries.c.modality,
                 entries.c.vector,
-                entries.c.labels,
+                # Most rows have no labels, and JSON is slow to read.
+                case((entries.c.has_labels, entries.c.labels)).label("labels"),
                 entries.c.label_code,
             ).where(*missing, entries.c.id > after)
             rows = connection.execute(page.order_by(entries.c.id).limit(_CODE_CHUNK)).all()
             if not rows:
-                return done
-            _write_codes(tx, encoder, rows)
+                break
+            _write_codes(connection, encoder, rows)
         done += len(rows)
         after = rows[-1].id
         progress("codes", done, int(total))
+    return done
 
 
-def _write_codes(tx: CacheTransaction, encoder: Encoder, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
-    values = []
+def _write_codes(connection: Connection, encoder: Encoder, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
     for modality in sorted({row.modality for row in rows}):
         group = [row for row in rows if row.modality == modality]
         codings = code_rows(
             encoder,
             vectors_of([row.vector for row in group]),
             modality=modality,
-            labels=[row.labels for row in group],
+            labels=[row.labels or () for row in group],
         )
-        values += [
-            {
-                "row_id": row.id,
-                "row_code": coding.code,
-                "row_label_code": row.label_code or coding.label_code,
-                "row_encoder_id": coding.encoder_id,
-            }
-            for row, coding in zip(group, codings, strict=True)
-        ]
-    tx.connection.execute(_SET_CODES, values)
+        columns = {
+            "row_id": [row.id for row in group],
+            "row_code": [coding.code for coding in codings],
+            "row_label_code": [
+                row.label_code or coding.label_code for row, coding in zip(group, codings, strict=True)
+            ],
+            "row_encoder_id": [coding.encoder_id for coding in codings],
+        }
+        execute_many(connection, _SET_CODES, columns, row_count=len(group))
 
 
 _SET_CODES = (

@@ -13,6 +13,7 @@ from hashing.errors import HashingError
 from index.errors import IndexFault
 from service import store
 from service.accesses import AccessLog
+from service.compaction import Compactor
 from service.config import Config
 from service.database import reading, writing
 from service.errors import NotFoundError, ServiceError, StoreUnavailableError
@@ -108,7 +109,8 @@ class Replicas:
 
 
 class Refresher:
-    """The background threads: one follows the feed, one opens generations (which may take long), one writes.
+    """The background threads: one follows the feed, one opens generations (which may take long) and has them
+    built, one writes.
 
     An unreachable database stops nothing: lookups go on, and they try again.
     """
@@ -121,11 +123,13 @@ class Refresher:
         replicas: Replicas,
         writer: Writer,
         accesses: AccessLog,
+        compactor: Compactor,
         clock: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._config = config
         self._replicas = replicas
+        self._compactor = compactor
         self._writer = writer
         self._accesses = accesses
         self._clock = clock
@@ -133,7 +137,11 @@ class Refresher:
         refresh = config.refresh
         self._threads = [
             self._thread("feed", (refresh.feed_seconds, replicas.follow)),
-            self._thread("generations", (refresh.accesses_seconds, replicas.open_new_generations)),
+            self._thread(
+                "generations",
+                (refresh.accesses_seconds, replicas.open_new_generations),
+                (config.compaction.check_seconds, self.compact),
+            ),
             self._thread(
                 "upkeep",
                 (refresh.accesses_seconds, self.write_accesses),
@@ -149,10 +157,11 @@ class Refresher:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads, then write what lookups did since the last time."""
+        """End the threads and a build, then write what lookups did since the last time."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
+        self._compactor.stop()
         self._guarded(self.write_accesses)
 
     def write_accesses(self) -> None:
@@ -168,6 +177,10 @@ class Refresher:
                 failure = error
         if failure is not None:
             raise failure
+
+    def compact(self) -> None:
+        """Have a generation built where one pays, and see what the last build came to."""
+        self._compactor.step(self._replicas.all())
 
     def delete_expired(self) -> None:
         """Delete entries past their expire time. Raises: ServiceError."""

@@ -1,6 +1,7 @@
 """One cache as this process serves it: settings, encoders and index, brought up to the store's feed."""
 
 import logging
+import os
 import shutil
 import threading
 from collections import defaultdict
@@ -17,13 +18,14 @@ from index.config import IndexConfig
 from index.errors import DamagedGenerationError, IndexFault
 from index.manifest import current_generation, open_generation, read_manifest
 from index.rows import Rows, SegmentKey
-from index.segment import SealedSegment
+from index.sealed_segment import SealedSegment
 from index.vector_index import VectorIndex
+from service.bulk import scan_segment_rows
 from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
 from service.errors import NotCaughtUpError
-from service.feed import FeedPage, FeedPrunedError, read_changes, scan_cache
+from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
 from service.rows import category_not_found, read_cache_by_id, read_categories, read_weights
 from service.tables import caches, calibrations, generations
@@ -58,6 +60,11 @@ def index_config(record: CacheRecord, search: SearchConfig) -> IndexConfig:
         scan_limit=search.scan_limit,
         candidate_count=search.candidate_count,
         candidates_per_result=search.candidates_per_result,
+        exact_count=search.exact_count,
+        cascade_min_rows=search.cascade_min_rows,
+        lists_min_rows=search.lists_min_rows,
+        probe_count=search.probe_count,
+        list_recall=search.list_recall,
     )
 
 
@@ -91,14 +98,15 @@ class CacheReplica:
         """
         self._engine = engine
         self._search = search
-        self._root = index_root(data_dir, record.id)
+        self.root = index_root(data_dir, record.id)
         self._lock = threading.Lock()  # guards every replacement of state
         self._advanced = threading.Condition()
-        self._refused_generation: str | None = None
+        self.refused_generation: str | None = None  # what is on disk, and not served because it is damaged
         with reading(engine) as connection:
             empty = VectorIndex(index_config(record, search))
             self.state = self._read_settings(connection, CacheState(record, {}, {}, EncoderSet(), empty))
-        if not self.open_new_generation():
+        # Nothing is served yet that all processors could be taken from.
+        if not self.open_new_generation(threads=len(os.sched_getaffinity(0))):
             self._rebuild()
         self.catch_up()
 
@@ -119,16 +127,17 @@ class CacheReplica:
         with self._lock, reading(self._engine) as connection:
             self.state = self._read_settings(connection, self.state)
 
-    def open_new_generation(self) -> bool:
+    def open_new_generation(self, *, threads: int = 1) -> bool:
         """Serve the current generation if it is not the one served; False where there is none to open.
 
-        A damaged generation is refused by name, once, and what is served stays.
+        threads: to load it with. A damaged generation is refused by name, once, and what is served stays.
         """
         name = self._name_to_open()
         if name is None:
             return False
         try:
-            opened = self._load_generation(name)  # without the lock: writes must not wait for files
+            # Without the lock: writes must not wait for files.
+            opened = self._load_generation(name, threads=threads)
             record = self.state.record
             with reading(self._engine) as connection:
                 while (page := read_changes(connection, record, after=opened.applied_seq)) is not None:
@@ -143,12 +152,13 @@ class CacheReplica:
         except (IndexFault, FeedPrunedError, HashingError) as error:
             self._refuse(name, str(error))
             return False
+        self.refused_generation = None
         logger.info("serving generation %s of %s", name, self.state.record.name)
         return True
 
     def remove_files(self) -> None:
         """Remove the generations of a cache that was deleted; what is being served stays mapped."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def wait_for(self, seq: int, *, timeout_seconds: float) -> None:
         """Return once the index holds `seq`. Raises: NotCaughtUpError."""
@@ -167,25 +177,28 @@ class CacheReplica:
     def _name_to_open(self) -> str | None:
         """The current generation, unless it is served already or was refused."""
         try:
-            name = current_generation(self._root)
+            name = current_generation(self.root)
         except DamagedGenerationError as error:
-            if self._refused_generation != str(error):
+            if self.refused_generation != str(error):
                 self._refuse(str(error), "there is none to open")
             return None
-        return None if name in (self.state.index.generation, self._refused_generation) else name
+        if name == self.state.index.generation:
+            self.refused_generation = None
+            return None
+        return None if name == self.refused_generation else name
 
-    def _load_generation(self, name: str) -> VectorIndex:
+    def _load_generation(self, name: str, *, threads: int) -> VectorIndex:
         """The generation's index as it was built. Raises: IndexFault."""
-        owner = read_manifest(self._root, name).cache
+        owner = read_manifest(self.root, name).cache
         with reading(self._engine) as connection:
             if not is_listed(connection, self.state.record, owner):
-                raise DamagedGenerationError(self._root / name, "was not built from this store as it is now")
+                raise DamagedGenerationError(self.root / name, "was not built from this store as it is now")
         config = index_config(self.state.record, self._search)
-        return open_generation(self._root, name, config=config, cache=owner)
+        return open_generation(self.root, name, config=config, cache=owner, threads=threads)
 
     def _refuse(self, name: str, reason: str) -> None:
         logger.error("generation %s of %s is refused: %s", name, self.state.record.name, reason)
-        self._refused_generation = name
+        self.refused_generation = name
 
     def _follow(self, connection: Connection, index: VectorIndex) -> None:
         while (page := read_changes(connection, self.state.record, after=index.applied_seq)) is not None:
@@ -205,8 +218,9 @@ class CacheReplica:
             seq = read_cache_by_id(connection, self.state.record.id).seq
         parts: dict[SegmentKey, list[Rows]] = defaultdict(list)
         with reading(self._engine) as connection:
-            for key, rows in scan_cache(connection, self.state.record):
-                parts[key].append(rows)
+            for _, batches in scan_segment_rows(connection, self.state.record):
+                for key, rows in batches:
+                    parts[key].append(rows)
             sealed = [SealedSegment(key, Rows.concatenate(parts.pop(key))) for key in list(parts)]
             self._load_encoders(connection, [segment.key.encoder_id for segment in sealed])
             config = index_config(self.state.record, self._search)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +10,11 @@ from sqlalchemy import Engine
 
 from index.errors import PathUnavailableError
 from index.planner import SearchPath
-from index.requests import Match, SearchRequest, SearchResult
+from index.requests import Match, Partition, SearchRequest, SearchResult
 from service.database import reading
 from service.embedder import Embedder
 from service.embedding import Input, embed_inputs
-from service.errors import PreconditionError
+from service.errors import PreconditionError, ServiceError
 from service.keys import scope_key
 from service.payload import unpack_payload
 from service.records import EntryRecord, Selection
@@ -24,7 +25,8 @@ from service.store import select_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchQuery:
-    """One search. `categories` empty: all; `scope` None: any; `with_entries`: read them from the store."""
+    """One search. `categories` empty: all; `scope` None: any; `with_entries`: read them from the store.
+    `min_recall`: share of the true nearest that is wanted, in [0, 1]; `by_label` takes no notice of it."""
 
     source: Input
     top_k: int = 10
@@ -32,6 +34,7 @@ class SearchQuery:
     tags: tuple[str, ...] = ()
     scope: str | None = None
     path: SearchPath | None = None
+    min_recall: float = 0.0
     by_label: bool = False
     min_seq: int = 0
     with_entries: bool = False
@@ -50,6 +53,15 @@ class SearchAnswer:
         for match in self.result.matches:
             if self.entries is None or match.entry_id in self.entries:
                 yield match, unpack_payload(match.payload).entry
+
+
+class _Search(NamedTuple):
+    """One search and the rows that it is about; `vector`: float32 [dim], `allowed_ids`: int64 [m] or None."""
+
+    query: SearchQuery
+    vector: NDArray[np.float32]
+    partitions: tuple[Partition, ...]
+    allowed_ids: NDArray[np.int64] | None
 
 
 class VectorSearch:
@@ -91,28 +103,22 @@ class VectorSearch:
         )
         # Embedding may have taken long: what is found is what is live and known now.
         state, now_ms = replica.state, self._clock()
-        return [
-            self._search_one(state, query, vector, now_ms=now_ms)
-            for query, vector in zip(queries, vectors, strict=True)
-        ]
+        filtered: list[_Search] = []
+        try:
+            for query, vector in zip(queries, vectors, strict=True):
+                filtered.append(self._filtered(state, query, vector))
+        except ServiceError:
+            _search_all(state, filtered, now_ms=now_ms)  # an error of an earlier query comes first
+            raise
+        results = _search_all(state, filtered, now_ms=now_ms)
+        return [self._answer(state, query, result) for query, result in zip(queries, results, strict=True)]
 
-    def _search_one(
-        self, state: CacheState, query: SearchQuery, vector: NDArray[np.float32], *, now_ms: int
-    ) -> SearchAnswer:
+    def _filtered(self, state: CacheState, query: SearchQuery, vector: NDArray[np.float32]) -> _Search:
         names = query.categories or tuple(state.categories)
         partitions = tuple((state.category(name).id, query.source.modality) for name in names)
-        allowed_ids = self._tagged(state, query)
-        try:
-            if query.by_label:
-                result = self._search_labels(
-                    state, query, vector, partitions, allowed_ids=allowed_ids, now_ms=now_ms
-                )
-            else:
-                result = _search_instances(
-                    state, query, vector, partitions, allowed_ids=allowed_ids, now_ms=now_ms
-                )
-        except PathUnavailableError as error:
-            raise PreconditionError(str(error), reason="PATH_UNAVAILABLE") from error
+        return _Search(query, vector, partitions, self._tagged(state, query))
+
+    def _answer(self, state: CacheState, query: SearchQuery, result: SearchResult) -> SearchAnswer:
         if not query.with_entries:
             return SearchAnswer(state=state, result=result)
         with reading(self._engine) as connection:
@@ -130,52 +136,67 @@ class VectorSearch:
                 dtype=np.int64,
             )
 
-    @staticmethod
-    def _search_labels(
-        state: CacheState,
-        query: SearchQuery,
-        vector: NDArray[np.float32],
-        partitions: tuple[tuple[int, str], ...],
-        *,
-        allowed_ids: NDArray[np.int64] | None,
-        now_ms: int,
-    ) -> SearchResult:
-        encoder = state.encoders.active
-        modality = query.source.modality
-        if encoder is None or encoder.label_head is None or encoder.label_head.modality != modality:
-            raise PreconditionError(
-                f"class retrieval needs an active encoder that has learned labels of modality {modality!r}",
-                reason="NO_LABEL_CODES",
-            )
-        return state.index.search_labels(
-            partitions=partitions,
-            values=encoder.label_values(vector[None, :])[0],
-            k=query.top_k,
-            now_ms=now_ms,
-            scope=None if query.scope is None else scope_key(query.scope),
-            allowed_ids=allowed_ids,
-        )
+
+def _search_all(state: CacheState, searches: Sequence[_Search], *, now_ms: int) -> list[SearchResult]:
+    """One result per search; those of instances that search the same rows share a pass over their codes.
+
+    Raises: PreconditionError.
+    """
+    by_label: dict[int, SearchResult] = {}
+    instances: list[_Search] = []
+    for i, search in enumerate(searches):
+        if not search.query.by_label:
+            instances.append(search)
+            continue
+        try:
+            by_label[i] = _search_labels(state, search, now_ms=now_ms)
+        except PreconditionError:
+            _search_instances(state, instances, now_ms=now_ms)  # an error of an earlier query comes first
+            raise
+    found = iter(_search_instances(state, instances, now_ms=now_ms))
+    return [by_label[i] if i in by_label else next(found) for i in range(len(searches))]
 
 
-def _search_instances(
-    state: CacheState,
-    query: SearchQuery,
-    vector: NDArray[np.float32],
-    partitions: tuple[tuple[int, str], ...],
-    *,
-    allowed_ids: NDArray[np.int64] | None,
-    now_ms: int,
-) -> SearchResult:
-    encoder_ids = state.index.encoder_ids(partitions)
-    return state.index.search(
-        SearchRequest(
-            partitions=partitions,
-            vector=vector,
-            codes=state.encoders.query_codes(vector, encoder_ids, modality=query.source.modality),
-            k=query.top_k,
-            now_ms=now_ms,
-            scope=None if query.scope is None else scope_key(query.scope),
-            allowed_ids=allowed_ids,
-            path=query.path,
+def _search_labels(state: CacheState, search: _Search, *, now_ms: int) -> SearchResult:
+    encoder = state.encoders.active
+    modality = search.query.source.modality
+    if encoder is None or encoder.label_head is None or encoder.label_head.modality != modality:
+        raise PreconditionError(
+            f"class retrieval needs an active encoder that has learned labels of modality {modality!r}",
+            reason="NO_LABEL_CODES",
         )
+    return state.index.search_labels(
+        partitions=search.partitions,
+        values=encoder.label_values(search.vector[None, :])[0],
+        k=search.query.top_k,
+        now_ms=now_ms,
+        scope=_scope(search.query),
+        allowed_ids=search.allowed_ids,
     )
+
+
+def _search_instances(state: CacheState, searches: Sequence[_Search], *, now_ms: int) -> list[SearchResult]:
+    requests = []
+    for query, vector, partitions, allowed_ids in searches:
+        encoder_ids = state.index.encoder_ids(partitions)
+        requests.append(
+            SearchRequest(
+                partitions=partitions,
+                vector=vector,
+                codes=state.encoders.query_codes(vector, encoder_ids, modality=query.source.modality),
+                k=query.top_k,
+                now_ms=now_ms,
+                scope=_scope(query),
+                allowed_ids=allowed_ids,
+                min_recall=query.min_recall,
+                path=query.path,
+            )
+        )
+    try:
+        return state.index.search_batch(requests)
+    except PathUnavailableError as error:
+        raise PreconditionError(str(error), reason="PATH_UNAVAILABLE") from error
+
+
+def _scope(query: SearchQuery) -> int | None:
+    return None if query.scope is None else scope_key(query.scope)

@@ -37,9 +37,11 @@ def print_figure(figure: Figure, *, as_json: bool) -> None:
         print(json.dumps(asdict(figure)), flush=True)
         return
     rival = ""
-    if figure.rival is not None and figure.rival_value is not None:
-        rival = f"  ({figure.rival}: {figure.rival_value:.4g} {figure.unit})"
+    if figure.rival is not None:
+        value = "" if figure.rival_value is None else f" {figure.rival_value:.4g}"
+        ratio = "" if figure.ratio is None else f", {figure.ratio:.3g} x"
+        rival = f"  ({figure.rival}{value}{ratio})"
     print(
-        f"{figure.case:<28} {figure.metric:<20} {figure.method:<14} {figure.value:.4g} {figure.unit}{rival}",
+        f"{figure.case:<64} {figure.metric:<20} {figure.method:<18} {figure.value:.4g} {figure.unit}{rival}",
         flush=True,
     )

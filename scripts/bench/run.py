@@ -1,20 +1,29 @@
-"""Measure nearhit through its own door.
+"""Measure nearhit beside its rivals, or through its own door.
 
-nearhit bench search --data DIR   recall and latency of Search against exact float search
+nearhit bench scan --data DIR     exact Hamming search and the lookup cascade against faiss
+nearhit bench search --data DIR   recall, latency, memory of nearest-neighbour search against five libraries
+nearhit bench build --data DIR    CPU, time and memory of a build against hnswlib's
+nearhit bench start               from a server's start to its first answer, at 1M entries
+nearhit bench swap                latency of lookups while a generation is built and swapped in
 nearhit bench crash               kill -9 while storing and deleting; what was acknowledged must stay
 """
 
 import argparse
+import sys
+from importlib import import_module
 
-from scripts.bench import crash, search
-
-BENCHES = {"search": search, "crash": crash}
+BENCHES = ("scan", "search", "build", "start", "swap", "crash")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     benches = parser.add_subparsers(dest="bench", required=True, metavar="NAME")
-    for name, module in BENCHES.items():
+    chosen = [name for name in sys.argv[1:] if name in BENCHES][:1]
+    for name in BENCHES:
+        # Import only the benchmark that runs, but all of them for the list: each needs libraries of its own.
+        if chosen and name != chosen[0]:
+            continue
+        module = import_module(f"scripts.bench.{name}")
         summary = (module.__doc__ or "").strip()
         bench = benches.add_parser(name, help=summary.splitlines()[0].rstrip("."), description=summary)
         module.add_arguments(bench)

@@ -21,6 +21,7 @@ from hashing import (
 )
 from hashing.checkpoint import METADATA_KEY, _document
 from hashing.identity import content_hash
+from hashing.radius import GRID_COUNT, RadiusTable
 
 
 def _rewritten(content: bytes, *, tensors=None, **fields) -> bytes:
@@ -55,6 +56,16 @@ def test_encoder_survives_the_round_trip(trained: TrainedEncoder, draw_clusters)
     assert loaded.drift_score(rows) == encoder.drift_score(rows)
     np.testing.assert_array_equal(loaded.instance_values(rows), encoder.instance_values(rows))
     np.testing.assert_array_equal(loaded.label_values(rows), encoder.label_values(rows))
+
+
+def test_radii_of_a_prefix_are_part_of_the_identity() -> None:
+    config = EncoderConfig(method="rotation", code_bits=128)
+    encoder = train_encoder(np.eye(6, dtype=np.float32), config=config).encoder
+    columns = {**encoder.radius_table.columns, 64: (7,) * GRID_COUNT}
+    other = replace(encoder, radius_table=RadiusTable(columns))
+    assert other.encoder_id != encoder.encoder_id
+    assert other.instance_id == encoder.instance_id
+    assert load_encoder(dump_encoder(other)).radii(0.1) == {64: 7, 128: 128}
 
 
 def test_encoder_without_labels_survives_the_round_trip(trained: TrainedEncoder) -> None:
@@ -134,8 +145,15 @@ def test_state_is_not_taken_for_an_encoder(tiny: TrainedEncoder) -> None:
 
 
 def test_unknown_format_version_is_refused(tiny: TrainedEncoder) -> None:
-    with pytest.raises(CheckpointError, match="version 2"):
-        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=2))
+    with pytest.raises(CheckpointError, match="version 3 is unknown, expected 2"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=3))
+
+
+def test_format_without_prefix_radii_asks_for_training(tiny: TrainedEncoder) -> None:
+    with pytest.raises(
+        CheckpointError, match="version 1 has no radii for prefixes, expected 2: train the encoder"
+    ):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=1))
 
 
 def test_weights_of_another_encoder_are_refused(tiny: TrainedEncoder) -> None:
@@ -162,8 +180,22 @@ def test_inconsistent_tensors_are_refused(tiny: TrainedEncoder, name: str, value
         load_encoder(_rewritten(dump_encoder(tiny.encoder), tensors={name: value}))
 
 
-@pytest.mark.parametrize("radii", [[1] * 49, [2] + [1] * 49, [65] * 50, [-1] * 50, ["1"] * 50])
-def test_invalid_radii_are_refused(tiny: TrainedEncoder, radii: list[object]) -> None:
+@pytest.mark.parametrize(
+    "radii",
+    [
+        [1] * 100,
+        {},
+        {"128": [1] * 100},
+        {"64": [1] * 100, "128": [1] * 100},
+        {"64": [1] * 99},
+        {"64": [2] + [1] * 99},
+        {"64": [65] * 100},
+        {"64": [-1] * 100},
+        {"64": ["1"] * 100},
+        {"64": [True] * 100},
+    ],
+)
+def test_invalid_radii_are_refused(tiny: TrainedEncoder, radii: object) -> None:
     identity = {**tiny.encoder.identity_metadata(), "radii": radii}
     with pytest.raises(CheckpointError, match="radii"):
         load_encoder(_rewritten(dump_encoder(tiny.encoder), identity=identity))

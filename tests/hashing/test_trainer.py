@@ -9,7 +9,7 @@ from hashing import (
     TrainingDataError,
     train_encoder,
 )
-from hashing.trainer import HELD_OUT_MIN_ROWS, _label_queries
+from hashing.trainer import HELD_OUT_LEAST_ROWS, HELD_OUT_MIN_ROWS, _label_queries
 
 
 def test_label_part_learns_from_every_labelled_row(
@@ -57,6 +57,18 @@ def test_few_rows_hold_none_out(draw_clusters, small_config: EncoderConfig) -> N
     rows, _ = draw_clusters(class_count=1, rows_per_class=HELD_OUT_MIN_ROWS - 1)
     metrics = train_encoder(rows, config=small_config).encoder.metrics
     assert metrics == {"row_count": HELD_OUT_MIN_ROWS - 1, "held_out_row_count": 0}
+
+
+def test_radii_limit_nothing_where_none_is_held_out(draw_clusters, small_config: EncoderConfig) -> None:
+    rows, _ = draw_clusters(class_count=1, rows_per_class=HELD_OUT_MIN_ROWS - 1)
+    assert train_encoder(rows, config=small_config).encoder.radii(0.01) == {64: 64}
+
+
+def test_held_out_rows_are_enough_to_measure_radii_on(draw_clusters, small_config: EncoderConfig) -> None:
+    rows, _ = draw_clusters(class_count=1, rows_per_class=HELD_OUT_MIN_ROWS)
+    encoder = train_encoder(rows, config=small_config).encoder
+    assert encoder.metrics["held_out_row_count"] == HELD_OUT_LEAST_ROWS
+    assert encoder.radii(0.01)[64] < 20
 
 
 def test_two_rows_of_two_classes_are_enough(small_config: EncoderConfig) -> None:

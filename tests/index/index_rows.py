@@ -1,6 +1,7 @@
 """Rows, queries and brute-force oracles for the tests of the index."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from index import (
     VectorIndex,
     pack,
 )
+from index.lists import build_lists
 
 DIM = 12
 CODE_BITS = 70  # two words, 58 padding bits
@@ -26,6 +28,7 @@ ENCODER = "encoder-a"
 KEY = SegmentKey(category_id=1, modality="text", encoder_id=ENCODER)
 TEXT = KEY.partition
 NOW = 1_000  # ms
+ALL_RADII = {ENCODER: {64: 64, CODE_BITS: CODE_BITS}}  # hold every row
 CONFIG = IndexConfig(code_bits=CODE_BITS, label_bits=LABEL_BITS)
 _PROJECTION = np.random.default_rng(99).standard_normal((DIM, CODE_BITS))
 
@@ -99,9 +102,14 @@ def index_of(*upserts, settings=CONFIG, seq=1, **changes):
     return index
 
 
-def sealed(rows, *, key=KEY, with_graph=False):
+def sealed(rows, *, key=KEY, with_graph=False, list_count=0):
+    """A sealed segment; with lists, its rows are in their order."""
+    lists = None
+    if list_count:
+        order, lists = build_lists(rows.vectors, list_count=list_count, seed=1)
+        rows = rows.take(order)
     graph = VectorGraph.build(rows.vectors, seed=1) if with_graph else None
-    return SealedSegment(key, rows, graph=graph)
+    return SealedSegment(key, rows, graph=graph, lists=lists)
 
 
 def request(query, **changes):
@@ -113,6 +121,11 @@ def request(query, **changes):
         "now_ms": NOW,
     }
     return SearchRequest(**(usual | changes))
+
+
+def changed(asked, **changes):
+    """The same request with other fields."""
+    return replace(asked, **changes)
 
 
 def ids_of(result):

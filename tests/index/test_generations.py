@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from index_rows import CODE_BITS, CONFIG, ENCODER, KEY, LABEL_BITS, encode, make_rows, unit_vectors
+from index_rows import CODE_BITS, CONFIG, ENCODER, KEY, LABEL_BITS, config, encode, make_rows, unit_vectors
 
 from index import (
     BuildInProgressError,
@@ -20,9 +20,11 @@ from index import (
     open_generation,
     prune,
     read_manifest,
+    read_segment,
     write_manifest,
     write_segment,
 )
+from index.builder import PAYLOAD_OVERHEAD_BYTES
 from index.manifest import build_lock
 
 OTHER = SegmentKey(2, "text", None)
@@ -94,7 +96,7 @@ def test_build_of_no_rows_serves_an_empty_index(tmp_path):
 
 def test_small_memory_limit_makes_several_segments_with_the_same_rows(tmp_path):
     batches = [(KEY, make_rows(range(start, start + 10), seed=start)) for start in range(0, 100, 10)]
-    batch_bytes = batches[-1][1].size_bytes
+    batch_bytes = batches[-1][1].size_bytes + 10 * PAYLOAD_OVERHEAD_BYTES
     report = build(tmp_path, batches, memory_limit_bytes=3 * 4 * batch_bytes)
     assert report.segment_count == 2
     index = open_generation(tmp_path, report.generation, config=CONFIG)
@@ -104,7 +106,50 @@ def test_small_memory_limit_makes_several_segments_with_the_same_rows(tmp_path):
 def test_progress_counts_rows(tmp_path):
     seen = []
     build(tmp_path, sample_batches(), progress=lambda stage, done, total: seen.append((stage, done, total)))
-    assert seen == [("write", 5, 0), ("write", 7, 0)]
+    assert seen == [("write", 5, 0), ("write", 7, 0), ("verify", 5, 7), ("verify", 7, 7)]
+
+
+def test_progress_shows_lists_and_graphs(tmp_path):
+    seen = []
+    build(
+        tmp_path,
+        sample_batches(),
+        config=config(lists_min_rows=5),
+        with_graph=True,
+        progress=lambda stage, done, total: seen.append((stage, done, total)),
+    )
+    assert seen[:3] == [("lists", 5, 5), ("graph", 5, 5), ("write", 5, 0)]
+
+
+def test_segments_of_many_coded_rows_get_lists(tmp_path):
+    batches = [
+        (KEY, make_rows(range(60, 0, -1), seed=1)),
+        (OTHER, make_rows(range(100, 160), seed=2, with_codes=False)),
+    ]
+    report = build(tmp_path, batches, config=config(lists_min_rows=60, rows_per_list=9))
+    manifest = read_manifest(tmp_path, report.generation)
+    listed, other = (read_segment(tmp_path / report.generation / entry.file) for entry in manifest.segments)
+    assert (listed.lists.list_count, listed.lists.row_count, other.lists) == (6, 60, None)
+    assert sorted(listed.rows.entry_ids.tolist()) == list(range(1, 61))
+    assert check_generation(tmp_path, report.generation) == []
+
+
+def test_rows_with_lists_keep_their_columns(tmp_path):
+    rows = make_rows(range(40), seed=1)
+    report = build(tmp_path, [(KEY, rows)], config=config(lists_min_rows=10, rows_per_list=8))
+    index = open_generation(tmp_path, report.generation, config=CONFIG)
+    for asked in (7, 23):
+        ((_, found),) = index.rows_of(np.array([asked]))
+        assert found.payloads[0] == f"payload of {asked}".encode()
+        assert np.array_equal(found.vectors[0], rows.vectors[asked])
+        assert np.array_equal(found.codes[0], rows.codes[asked])
+
+
+def test_fewer_rows_get_no_lists(tmp_path):
+    report = build(tmp_path, [(KEY, make_rows(range(59)))], config=config(lists_min_rows=60))
+    segment = read_segment(tmp_path / report.generation / "segment-00001.segment")
+    assert segment.lists is None
+    assert segment.rows.is_ascending
 
 
 def test_id_in_two_batches_is_refused(tmp_path):

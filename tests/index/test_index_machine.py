@@ -2,10 +2,11 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +16,7 @@ from index import (
     NEVER,
     Changes,
     IndexConfig,
+    PathUnavailableError,
     Rows,
     SearchPath,
     SearchRequest,
@@ -27,9 +29,20 @@ from index import (
     vector_index,
 )
 
-CONFIG = IndexConfig(code_bits=70, label_bits=64, candidate_count=1000)
+CONFIG = IndexConfig(
+    code_bits=70,
+    label_bits=64,
+    candidate_count=1_000,
+    exact_count=64,
+    cascade_min_rows=0,
+    probe_count=99,
+    lists_min_rows=6,
+    rows_per_list=3,
+)
+NO_LISTS = replace(CONFIG, lists_min_rows=1_000)
 KEYS = [SegmentKey(1, "text", ENCODER), SegmentKey(1, "text", None), SegmentKey(2, "text", ENCODER)]
 IDS = st.integers(0, 25)
+IN_MEMORY = Path("/dev/shm")  # where the system has it: a build waits for the disk
 TIMES = st.sampled_from([10, 20, 30, NEVER])
 
 
@@ -45,16 +58,21 @@ class ModelRow:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    @initialize(compact_min_dead=st.sampled_from([0, 3, vector_index.COMPACT_MIN_DEAD]))
-    def start(self, compact_min_dead):
+    @initialize(
+        compact_min_dead=st.sampled_from([0, 3, vector_index.COMPACT_MIN_DEAD]), with_rows=st.booleans()
+    )
+    def start(self, compact_min_dead, with_rows):
         self.usual_min_dead = vector_index.COMPACT_MIN_DEAD
         vector_index.COMPACT_MIN_DEAD = compact_min_dead
-        self.root = Path(tempfile.mkdtemp())
+        self.root = Path(tempfile.mkdtemp(dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
         self.index = VectorIndex(CONFIG)
         self.model: dict[int, ModelRow] = {}
         self.history: list[Changes] = []
         self.now_ms = 0
         self.seed = 0
+        if with_rows:
+            for key in KEYS:
+                self.upsert_rows(key, [entry_id for entry_id in range(26) if KEYS[entry_id % 3] is key], 30)
 
     def teardown(self):
         if hasattr(self, "root"):
@@ -68,6 +86,9 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), ids=st.lists(IDS, unique=True, min_size=1, max_size=6), time=TIMES)
     def upsert(self, key, ids, time):
+        self.upsert_rows(key, ids, time)
+
+    def upsert_rows(self, key, ids, time):
         self.seed += 1
         rows = make_rows(
             ids,
@@ -102,29 +123,74 @@ class IndexMachine(RuleBasedStateMachine):
     def advance(self, step_ms):
         self.now_ms += step_ms
 
-    @rule(with_graph=st.booleans(), memory_limit_bytes=st.sampled_from([1, 5_000, 1 << 30]))
-    def seal(self, with_graph, memory_limit_bytes):
+    @rule(
+        with_graph=st.booleans(),
+        with_lists=st.booleans(),
+        memory_limit_bytes=st.sampled_from([1, 5_000, 1 << 30, 1 << 30]),
+        swaps=st.sampled_from([True, True, False]),
+    )
+    def seal(self, with_graph, with_lists, memory_limit_bytes, swaps):
+        """Build from the live rows; a server may notice later, at the next swap or restart."""
         build_generation(
             self.root,
             cache="model",
-            config=CONFIG,
+            config=CONFIG if with_lists else NO_LISTS,
             batches=[(row.key, row.current()) for row in self.model.values()],
             watermark=len(self.history),
             with_graph=with_graph,
             memory_limit_bytes=memory_limit_bytes,
         )
-        self.reopen()
+        if swaps:
+            self.open_current()
 
     @rule()
-    def reopen(self):
+    def fail_to_seal(self):
+        """A build that dies leaves the current generation as it was."""
+        before = current_generation(self.root)
+
+        def batches():
+            yield from [(row.key, row.current()) for row in self.model.values()][:3]
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            build_generation(
+                self.root,
+                cache="model",
+                config=CONFIG,
+                batches=batches(),
+                watermark=len(self.history),
+                with_graph=False,
+                memory_limit_bytes=1,
+            )
+        assert current_generation(self.root) == before
+
+    @rule()
+    def crash_and_restart(self):
+        self.open_current()
+
+    def open_current(self):
+        """Open the current generation, which may lie behind, and apply what came since; forget the rest."""
         name = current_generation(self.root)
         if name is None:
             self.index = VectorIndex(CONFIG)
         else:
-            assert check_generation(self.root, name) == []
             self.index = open_generation(self.root, name, config=CONFIG, cache="model")
         for changes in self.history[self.index.applied_seq :]:
             self.index.apply(changes)
+
+    @rule()
+    def drop_category(self):
+        """Once in a while a category goes: the store deletes its rows, the index forgets them at once."""
+        gone = [entry_id for entry_id, row in self.model.items() if row.key.category_id == 2]
+        for entry_id in gone:
+            del self.model[entry_id]
+        self.apply(deleted_ids=np.array(gone, dtype=np.int64))
+        self.index.drop_category(2)
+
+    @invariant()
+    def current_generation_is_sound(self):
+        name = current_generation(self.root)
+        assert name is None or check_generation(self.root, name) == []
 
     @invariant()
     def ids_equal_the_model(self):
@@ -159,21 +225,47 @@ class IndexMachine(RuleBasedStateMachine):
                     [self.is_live(row) and (scope is None or ids[i] % 2) for i, row in enumerate(rows)]
                 )
                 expected = nearest_ids(ids, exact_distances(vectors, query), k=8, live=live.astype(bool))
-                for path in (None, SearchPath.EXACT):
-                    result = self.index.search(
-                        SearchRequest(
-                            partitions=(partition,),
-                            vector=query,
-                            codes={ENCODER: encode(query[None])[0]},
-                            k=8,
-                            now_ms=self.now_ms,
-                            scope=scope,
-                            path=path,
-                        )
-                    )
-                    assert [match.entry_id for match in result.matches] == expected
-                    for match in result.matches:
-                        assert match.payload == self.model[match.entry_id].rows.payloads[0]
+                for path in (None, *SearchPath):
+                    self.check_search(partition, query, scope=scope, path=path, expected=expected)
+
+    def check_search(self, partition, query, *, scope, path, expected):
+        """Against brute force; a path that no segment has is refused, and only then."""
+        asked = SearchRequest(
+            partitions=(partition,),
+            vector=query,
+            codes={ENCODER: encode(query[None])[0]},
+            k=8,
+            now_ms=self.now_ms,
+            scope=scope,
+            threshold=2.0,
+            radii={ENCODER: {64: 64, 70: 70}},
+            path=path,
+        )
+        try:
+            result = self.index.search(asked)
+        except PathUnavailableError:
+            assert not self.has_path(partition, path)
+            return
+        assert [match.entry_id for match in result.matches] == expected
+        for match in result.matches:
+            assert match.payload == self.model[match.entry_id].rows.payloads[0]
+
+    def has_path(self, partition, path):
+        facts = [
+            segment
+            for part in self.index.facts().partitions
+            if (part.category_id, part.modality) == partition
+            for segment in part.segments
+        ]
+        has = {
+            SearchPath.HNSW: any(segment.has_graph for segment in facts),
+            SearchPath.IVF: any(segment.sizes_bytes.get("lists", 0) for segment in facts),
+        }
+        return has.get(path, path in (None, SearchPath.EXACT) or any(self.codes_of(partition)))
+
+    def codes_of(self, partition):
+        views = [view for key, view in self.index.segment_views() if key.partition == partition]
+        return [view.codes is not None and view.row_count > 0 for view in views]
 
     @invariant()
     def fingerprints_equal_the_model(self):
@@ -195,4 +287,4 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndexMachine = IndexMachine.TestCase
-TestIndexMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestIndexMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

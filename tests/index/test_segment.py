@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from index_rows import DIM, KEY, make_rows
+from index_rows import DIM, KEY, make_rows, sealed, unit_vectors
 
 from index import (
     NEVER,
@@ -11,6 +11,7 @@ from index import (
     DuplicateEntryError,
     GrowingSegment,
     InvalidRowsError,
+    InvertedLists,
     Rows,
     SealedSegment,
     SegmentKey,
@@ -24,7 +25,16 @@ def growing(rows, key=KEY):
     return segment
 
 
-@pytest.fixture(params=[growing, lambda rows: SealedSegment(KEY, rows)], ids=["growing", "sealed"])
+def with_lists(rows):
+    """Sealed, with lists that leave the rows in their order, so that offsets are those of the rows."""
+    bounds = np.array([0, len(rows) // 2, len(rows)])
+    lists = InvertedLists(centroids=unit_vectors(2, seed=0).astype(np.float16), bounds=bounds)
+    return SealedSegment(KEY, rows, lists=lists)
+
+
+@pytest.fixture(
+    params=[growing, lambda rows: SealedSegment(KEY, rows), with_lists], ids=["growing", "sealed", "lists"]
+)
 def segment_of(request):
     return request.param
 
@@ -159,6 +169,67 @@ def test_append_of_other_widths_is_refused():
 def test_sealed_rows_must_ascend():
     with pytest.raises(InvalidRowsError, match="ascend"):
         SealedSegment(KEY, make_rows([2, 1]))
+
+
+def test_rows_of_lists_need_not_ascend_and_are_found_by_id():
+    rows = make_rows(range(100, 400, 3), seed=3)
+    keys = np.stack([rows.entry_ids, rows.entry_ids % 7], axis=1).astype(np.uint64)
+    rows = Rows.from_columns(rows.columns | {"fingerprints": keys}, payloads=rows.payloads)
+    segment = sealed(rows, list_count=9)
+    stored = segment.view().entry_ids
+    assert not np.array_equal(stored, rows.entry_ids)
+    asked = np.array([5, 399, 397, 100, 101, 250, 1_000, 250])
+    offsets = segment.locate(asked)
+    assert (offsets < 0).tolist() == [entry_id not in rows.entry_ids for entry_id in asked.tolist()]
+    assert stored[offsets[offsets >= 0]].tolist() == [397, 100, 250, 250]
+    assert segment.payload(int(offsets[3])) == b"payload of 100"
+    assert stored[segment.find_fingerprint((250, 250 % 7), now_ms=0)] == 250
+    assert segment.tombstone(ids(250, 101, 250)) == 1
+    assert stored[segment.view().expire_times == TOMBSTONE].tolist() == [250]
+    taken = segment.rows(segment.locate(ids(397, 100)))
+    expected = rows.take(np.searchsorted(rows.entry_ids, [397, 100]))
+    for name, column in taken.columns.items():
+        np.testing.assert_array_equal(column, expected.columns[name])
+    assert taken.payloads == expected.payloads
+
+
+@pytest.mark.parametrize("bounds", [[0, 5], [0, 3, 5]])
+def test_lists_of_other_rows_are_refused(bounds):
+    centroids = unit_vectors(len(bounds) - 1, seed=0).astype(np.float16)
+    lists = InvertedLists(centroids=centroids, bounds=np.array(bounds))
+    with pytest.raises(InvalidRowsError, match="lists"):
+        SealedSegment(KEY, make_rows(range(6)), lists=lists)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 511, 513, 1_100])
+def test_blocks_hold_the_codes_of_all_rows(count):
+    rows = make_rows(range(count), seed=2)
+    segment = GrowingSegment(KEY, dim=DIM, code_words=2, label_words=1)
+    for start in range(0, count, 100):
+        segment.append(rows.take(np.arange(start, min(start + 100, count))))
+    expected = sealed(rows).view().blocks
+    blocks = segment.view().blocks
+    assert len(blocks) >= len(expected)
+    np.testing.assert_array_equal(blocks[: len(expected)], expected)
+    assert not blocks[len(expected) :].any()
+    compacted = segment.compacted().view().blocks
+    np.testing.assert_array_equal(compacted[: len(expected)], expected)
+
+
+def test_sealed_segment_keeps_int8_vectors_in_memory():
+    rows = make_rows(range(40))
+    quantised = sealed(rows).view().quantised
+    assert (quantised.dtype, quantised.shape) == (np.int8, rows.vectors.shape)
+    assert growing(rows).view().quantised is None
+
+
+def test_sealed_rows_without_encoder_have_no_blocks():
+    key = SegmentKey(1, "text", None)
+    rows = make_rows([1, 2], with_codes=False)
+    assert SealedSegment(key, rows).view().blocks is None
+    assert growing(rows, key).view().blocks is None
+    with pytest.raises(InvalidRowsError, match="encoder"):
+        SealedSegment(KEY, rows)
 
 
 def test_graph_of_other_rows_is_refused():

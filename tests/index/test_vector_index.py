@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 from index_rows import (
+    CODE_BITS,
     CONFIG,
     ENCODER,
     KEY,
     NOW,
     TEXT,
+    changed,
     config,
     encode,
     exact_distances,
@@ -23,44 +25,12 @@ from index import (
     Changes,
     PathUnavailableError,
     SearchPath,
-    SearchRequest,
     SegmentKey,
     VectorIndex,
     hamming_distances,
 )
 
-# Every path against brute force.
-
-
-@pytest.mark.parametrize("path", list(SearchPath))
-@pytest.mark.parametrize("count", [1, 2, 7, 63, 300])
-@pytest.mark.parametrize("scope", [None, 1])
-@pytest.mark.parametrize("allowed", [None, "even"])
-def test_every_path_equals_brute_force_when_it_sees_all_rows(path, count, scope, allowed):
-    rows = varied_rows(count, seed=count)
-    settings = config(candidate_count=300, hnsw_ef_search=300)
-    index = VectorIndex(settings, sealed=[sealed(rows, with_graph=True)])
-    allowed_ids = None if allowed is None else np.arange(0, count + 50, 2)
-    live = (rows.expire_times > NOW) & ((rows.scopes == 1) | (scope is None))
-    if allowed_ids is not None:
-        live &= np.isin(rows.entry_ids, allowed_ids)
-    for query in unit_vectors(3, seed=7):
-        result = index.search(request(query, path=path, scope=scope, allowed_ids=allowed_ids, k=6))
-        expected = nearest_ids(rows.entry_ids, exact_distances(rows.vectors, query), k=6, live=live)
-        assert ids_of(result) == expected
-        assert result.path is path or path is SearchPath.HNSW
-
-
-@pytest.mark.parametrize("path", list(SearchPath))
-def test_paths_report_the_same_distances(path):
-    rows = make_rows(range(200))
-    index = VectorIndex(CONFIG, sealed=[sealed(rows, with_graph=True)])
-    query = unit_vectors(1, seed=7)[0]
-    matches = index.search(request(query, path=path)).matches
-    exact = index.search(request(query, path=SearchPath.EXACT)).matches
-    assert matches == exact
-    expected = hamming_distances(rows.codes[[match.entry_id for match in matches]], encode(query[None])[0])
-    assert [match.hamming_distance for match in matches] == expected.tolist()
+# Answers.
 
 
 def test_scan_reranks_the_nearest_codes_only():
@@ -167,16 +137,10 @@ def deceptive_index():
     return index, request(query, k=1, threshold=0.05), worst
 
 
-def with_radii(asked, radii):
-    return SearchRequest(
-        **({name: getattr(asked, name) for name in asked.__dataclass_fields__} | {"radii": radii})
-    )
-
-
 @pytest.mark.parametrize("margin", [0, 1, 40])
 def test_cut_scan_within_the_radius_falls_back_to_exact(margin):
     index, asked, worst = deceptive_index()
-    result = index.search(with_radii(asked, {ENCODER: worst + margin}))
+    result = index.search(changed(asked, radii={ENCODER: {CODE_BITS: worst + margin}}))
     assert (ids_of(result), result.path) == ([17], SearchPath.EXACT)
 
 
@@ -187,7 +151,7 @@ def test_cut_scan_without_a_radius_falls_back_to_exact():
 
 def test_scan_beyond_the_radius_is_a_miss_without_fallback():
     index, asked, worst = deceptive_index()
-    result = index.search(with_radii(asked, {ENCODER: worst - 1}))
+    result = index.search(changed(asked, radii={ENCODER: {CODE_BITS: worst - 1}}))
     assert (result.matches, result.path) == ((), SearchPath.SCAN)
 
 
@@ -195,8 +159,7 @@ def test_match_in_another_segment_needs_no_fallback():
     index, asked, _ = deceptive_index()
     row = make_rows([99], vectors=asked.vector[None].astype(np.float16))
     index.apply(Changes(seq=2, upserts=((SegmentKey(2, "text", ENCODER), row),)))
-    both = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
-    result = index.search(SearchRequest(**(both | {"partitions": (TEXT, (2, "text"))})))
+    result = index.search(changed(asked, partitions=(TEXT, (2, "text"))))
     assert (ids_of(result), result.path) == ([99], SearchPath.SCAN)
 
 
@@ -237,5 +200,9 @@ def test_path_that_no_segment_has_is_refused():
     index = index_of((KEY, make_rows(range(3))))
     with pytest.raises(PathUnavailableError, match="no graph"):
         index.search(request(unit_vectors(1, seed=0)[0], path=SearchPath.HNSW))
+    with pytest.raises(PathUnavailableError, match="no inverted lists"):
+        index.search(request(unit_vectors(1, seed=0)[0], path=SearchPath.IVF))
+    with pytest.raises(PathUnavailableError, match="no threshold with radii"):
+        index.search(request(unit_vectors(1, seed=0)[0], path=SearchPath.CASCADE))
     with pytest.raises(PathUnavailableError, match="no code"):
         index.search(request(unit_vectors(1, seed=0)[0], path=SearchPath.SCAN, codes={}))

@@ -74,6 +74,26 @@ def test_create_store_lookup_search(served: Served, nearhit: Run, answer: Answer
     assert [(row["entry"], row["labels"]) for row in found["results"]] == [("e1", ["x"])]
 
 
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        (("--min-recall", "1.5"), "INVALID_ARGUMENT: min_recall must be in [0, 1], is 1.5"),
+        (("--path", "ivf"), "FAILED_PRECONDITION: ivf is not available: rows have no codes"),
+    ],
+)
+def test_search_that_cannot_be_is_refused_by_the_server(
+    served: Served, nearhit: Run, tmp_path: Path, asked: tuple[str, str], error: str
+) -> None:
+    server, address = served
+    client = server.client
+    client.create_cache("faq", dim=8)
+    client.create_category("faq", "billing")
+    client.store("faq", "billing", embedding=np.eye(8)[0], response=b"yes")
+    np.save(tmp_path / "q.npy", np.eye(8, dtype=np.float32))
+    question = ("--embedding", str(tmp_path / "q.npy"), "--address", address)
+    assert error in nearhit("search", "faq", *question, *asked, status=1).stderr
+
+
 def test_refused_call_is_told_with_its_status(served: Served, nearhit: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", np.eye(8, dtype=np.float32))
     done = nearhit(

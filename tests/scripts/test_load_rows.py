@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from scripts.arguments import CommandError, ProgressBars
-from scripts.load_rows import LoadReport, load_file
+from scripts.load_rows import LoadReport, check_file, load_file
 from scripts.row_files import open_rows
 from service.config import load_config
 from service.database import migrate, open_engine, reading
@@ -49,7 +49,9 @@ def load(engine: Engine, config_path: Path, tmp_path: Path) -> Load:
             | changed
         )
         config = load_config(config_path, environment={"NEARHIT_SERVER_MAX_RESPONSE_BYTES": "100"})
-        return load_file(engine, arguments, config=config, progress=ProgressBars(silent=True))
+        progress = ProgressBars(silent=True)
+        file = check_file(arguments, config=config, progress=progress)
+        return load_file(engine, file, arguments, config=config, progress=progress)
 
     return run
 
@@ -153,3 +155,16 @@ def test_rows_can_be_read_again(tmp_path: Path) -> None:
     path.write_text('{"embedding": [1, 0]}\n{"embedding": [0, 1]}\n')
     file = open_rows(path)
     assert [len(batch) for batch in file.batches()] == [len(batch) for batch in file.batches()] == [2]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 12])
+def test_every_nth_row_is_read_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr("scripts.row_files.BATCH_ROWS", 4)
+    np.savez(tmp_path / "rows.npz", embeddings=np.eye(11), text=[f"t{number}" for number in range(11)])
+    batches = list(open_rows(tmp_path / "rows.npz").batches(step=step))
+    assert [number for batch in batches for number in batch.numbers] == list(range(0, 11, step))
+    for batch in batches:
+        assert np.argmax(batch.embeddings, axis=1).tolist() == list(batch.numbers)
+        assert batch.columns["text"] == [f"t{number}" for number in batch.numbers]

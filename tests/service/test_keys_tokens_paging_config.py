@@ -338,6 +338,9 @@ def test_a_file_sets_what_it_names_alone(tmp_path: Path) -> None:
         ("[update]\nmax_map_drop = 1.5\n", "[update] max_map_drop"),
         ("[update]\nmax_map_drop = nan\n", "[update] max_map_drop"),
         ("[search]\nmax_live_encoders = 0\n", "[search] max_live_encoders"),
+        ("[search]\nprobe_count = 0\n", "[search] probe_count"),
+        ("[search]\nlist_recall = 1.5\n", "[search] list_recall"),
+        ("[search]\nlist_recall = nan\n", "[search] list_recall"),
         ('[log]\nformat = "xml"\n', "[log] format"),
     ],
 )
@@ -389,7 +392,9 @@ def test_every_key_can_be_set_by_a_variable() -> None:
                 continue
             variable = f"NEARHIT_{section.name.upper()}_{key.name.upper()}"
             changed: Any = value / 2 if isinstance(value, float) else value + 1
-            loaded = load_config(environment={variable: str(changed)})
+            if isinstance(value, bool):
+                changed = not value
+            loaded = load_config(environment={variable: str(changed).lower()})
             assert getattr(getattr(loaded, section.name), key.name) == changed, variable
 
 

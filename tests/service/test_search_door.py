@@ -6,6 +6,7 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
+from encoders_at_work import train
 from nearhit import Client
 from nearhit.client import search_request, store_request
 from nearhit.v1 import admin_service_pb2 as admin_pb
@@ -13,14 +14,8 @@ from nearhit.v1 import resources_pb2 as pb
 from nearhit.v1 import search_service_pb2 as search_pb
 from numpy.typing import NDArray
 from refusals import refused
-from waiting import eventually
 
-from hashing import EncoderConfig
-from service.application import clock_ms
 from service.config import Config
-from service.database import open_engine
-from service.generations import build_index
-from service.learning import train_from_store
 from service.server import Server
 
 Vectors = NDArray[np.float32]
@@ -54,35 +49,6 @@ def fill(client: Client, vectors: Vectors, *, cache: str = "rows") -> None:
             for i in range(len(vectors))
         ],
     )
-
-
-def train(config: Config, client: Client, *, with_graph: bool, cache: str = "rows") -> None:
-    """An active encoder with label codes, and a generation that the server serves."""
-    engine = open_engine(config.store)
-    encoder = train_from_store(
-        engine,
-        cache,
-        config=EncoderConfig(code_bits=64, label_bits=64, itq_iterations=5, feature_count=64),
-        modality="text",
-        progress=None,
-        now_ms=clock_ms(),
-    )
-    name = f"caches/{cache}/encoders/{encoder.encoder_id}"
-    client.call(client.admin.ActivateEncoder, admin_pb.ActivateEncoderRequest(name=name))
-    built = build_index(
-        engine,
-        cache,
-        search=config.search,
-        data_dir=config.store.data_dir,
-        with_graph=with_graph,
-        reencode=False,
-        memory_limit_bytes=2**28,
-        progress=lambda _step, _done, _total: None,
-        now_ms=clock_ms(),
-    )
-    engine.dispose()
-    request = admin_pb.GetIndexRequest(name=f"caches/{cache}/index")
-    eventually(lambda: client.call(client.admin.GetIndex, request).generation == built.report.generation)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +116,24 @@ def test_planner_scans_codes_where_there_are_some(searcher: Client, rows: Vector
     assert all(result.HasField("hamming_distance") for result in found.results)
 
 
+@pytest.mark.parametrize(("min_recall", "path"), [(0.0, SCAN), (0.99, SCAN), (1.0, EXACT)])
+def test_perfect_recall_is_an_exact_search(
+    searcher: Client, rows: Vectors, queries: Vectors, min_recall: float, path: pb.SearchPath
+) -> None:
+    found = searcher.search("kept", embedding=queries[0], top_k=10, min_recall=min_recall)
+    assert (ids(found), found.search_path) == (brute_force(rows, queries[0], k=10), path)
+
+
+def test_path_that_is_asked_for_goes_before_the_recall(searcher: Client, queries: Vectors) -> None:
+    found = searcher.search("kept", embedding=queries[0], min_recall=1.0, path=SCAN)
+    assert found.search_path == SCAN
+
+
+def test_search_has_no_cascade(searcher: Client, queries: Vectors) -> None:
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "PATH_UNAVAILABLE"):
+        searcher.search("kept", embedding=queries[0], path=pb.SEARCH_PATH_CASCADE)
+
+
 def test_rows_without_codes_are_compared_exactly(lone_door: Client, rows: Vectors, queries: Vectors) -> None:
     fill(lone_door, rows)
     found = lone_door.search("rows", embedding=queries[0], top_k=10)
@@ -157,7 +141,7 @@ def test_rows_without_codes_are_compared_exactly(lone_door: Client, rows: Vector
     assert not any(result.HasField("hamming_distance") for result in found.results)
 
 
-@pytest.mark.parametrize("path", [SCAN, HNSW])
+@pytest.mark.parametrize("path", [pb.SEARCH_PATH_CASCADE, pb.SEARCH_PATH_IVF, SCAN, HNSW])
 def test_path_that_rows_do_not_have_is_refused(
     lone_door: Client, rows: Vectors, queries: Vectors, path: pb.SearchPath
 ) -> None:

@@ -496,4 +496,4 @@ def test_serving_process_imports_no_model(
         timeout=60,
         check=False,
     )
-    assert run.stdout == "coded 1 []\n", run.stderr
+    assert run.stdout == "coded 3 []\n", run.stderr

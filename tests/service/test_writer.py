@@ -13,6 +13,7 @@ from waiting import eventually
 
 from service import registry, store
 from service.accesses import Accesses, AccessLog
+from service.compaction import Compactor
 from service.config import Config, StoreConfig
 from service.errors import (
     AlreadyExistsError,
@@ -332,6 +333,7 @@ def test_accesses_that_cannot_be_written_are_kept_for_every_cache(
         replicas=Replicas(shared_engine, config),
         writer=writer,
         accesses=log,
+        compactor=Compactor(config),
         clock=lambda: 0,
     )
     stop(writer)

@@ -32,6 +32,8 @@ class EntryView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 class SearchPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SEARCH_PATH_UNSPECIFIED: _ClassVar[SearchPath]
+    SEARCH_PATH_CASCADE: _ClassVar[SearchPath]
+    SEARCH_PATH_IVF: _ClassVar[SearchPath]
     SEARCH_PATH_SCAN: _ClassVar[SearchPath]
     SEARCH_PATH_HNSW: _ClassVar[SearchPath]
     SEARCH_PATH_EXACT: _ClassVar[SearchPath]
@@ -45,6 +47,8 @@ ENTRY_VIEW_UNSPECIFIED: EntryView
 ENTRY_VIEW_BASIC: EntryView
 ENTRY_VIEW_FULL: EntryView
 SEARCH_PATH_UNSPECIFIED: SearchPath
+SEARCH_PATH_CASCADE: SearchPath
+SEARCH_PATH_IVF: SearchPath
 SEARCH_PATH_SCAN: SearchPath
 SEARCH_PATH_HNSW: SearchPath
 SEARCH_PATH_EXACT: SearchPath
