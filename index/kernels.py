@@ -7,6 +7,7 @@ cosine distances may differ in their last bit between machines.
 
 import mmap
 from bisect import bisect_left
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ _BYTE_SIGNS = 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=
 
 
 def instruction_set() -> str:
-    """Name the instruction set that this process computes with: the best that the machine has."""
+    """Name the best instruction set that the machine has, which the kernels use."""
     return _kernels.instruction_sets()[-1]
 
 
@@ -42,7 +43,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     else:
         memory = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a system without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
         buffer = np.frombuffer(memory, dtype=np.uint8)
         start = -buffer.ctypes.data % _HUGE_PAGE_BYTES
     zeros: NDArray[Any] = buffer[start : start + size_bytes].view(dtype).reshape(shape)
@@ -109,13 +111,9 @@ def nearest_codes(
         _check("query_scopes", query_scopes, _UINT64, (query_count,))
     if allowed is not None:
         _check("allowed", allowed, _BOOL, (row_count,))
-    if spans is None:
-        spans = np.array([[0, row_count]], dtype=np.int64)
-    else:
+    if spans is not None:
         _check("spans", spans, _INT64, (len(spans), 2))
-    if max_distances is None:
-        max_distances = np.full(query_count, bit_count, dtype=np.int32)
-    else:
+    if max_distances is not None:
         _check("max_distances", max_distances, _INT32, (query_count,))
     if prefix_limits is not None:
         prefix_count = bisect_left(PREFIX_BITS, bit_count)
@@ -129,7 +127,7 @@ def nearest_codes(
         bit_count,
         row_count,
         spans,
-        len(spans),
+        0 if spans is None else len(spans),
         np.ascontiguousarray(queries),
         query_count,
         count,
@@ -224,6 +222,31 @@ def rerank(
         kept,
     )
     return places, distances, kept
+
+
+def choose_spans(
+    centroids: NDArray[np.float16],
+    bounds: NDArray[np.int64],
+    query: NDArray[np.float32],
+    *,
+    margin: float,
+    least: int,
+) -> NDArray[np.int64]:
+    """Choose inverted lists by the distance of their centroids to a query.
+
+    centroids: float16 [m, dim]; bounds: int64 [m + 1], rows bounds[i]:bounds[i + 1] are list i; query:
+    float32 [dim]; chosen are the lists within `margin` of the nearest one, and the `least` nearest,
+    1 <= least <= m; margin >= 0, may be infinite. Returns int64 [p, 2], half-open ranges of rows, ascending
+    and apart: adjacent lists are one range, empty ones none. Raises: DimensionError, ValueError.
+    """
+    list_count, dim = _table_shape(centroids)
+    _check("centroids", centroids, _FLOAT16, (list_count, dim))
+    _check("bounds", bounds, _INT64, (list_count + 1,))
+    _check("query", query, _FLOAT32, (dim,))
+    if not margin >= 0:  # a NaN would be no margin at all
+        raise ValueError(f"margin: must be at least 0, is {margin}")
+    spans = np.empty((list_count, 2), dtype=np.int64)
+    return spans[: _kernels.choose_spans(centroids, list_count, dim, bounds, query, margin, least, spans)]
 
 
 def quantise(vectors: NDArray[np.float16]) -> NDArray[np.int8]:

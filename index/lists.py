@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import DimensionError, InvalidRowsError
-from index.kernels import cosine_distances
+from index.kernels import choose_spans
 from index.list_margins import ListMargins, measure_margins
 from index.vectors import unit_rows
 
@@ -71,7 +71,7 @@ class InvertedLists:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of centroids and bounds."""
+        """Bytes in memory."""
         return self.centroids.nbytes + self.bounds.nbytes
 
     def spans(
@@ -89,19 +89,7 @@ class InvertedLists:
         if probe_count >= self.list_count or margin >= 2:
             everything = [[0, self.row_count]] if self.row_count else []
             return np.array(everything, dtype=np.int64).reshape(-1, 2)
-        distances = cosine_distances(self.centroids, query)
-        chosen = np.flatnonzero(distances <= distances.min() + np.float32(margin))
-        if chosen.size < probe_count:
-            chosen = distances.argpartition(probe_count - 1)[:probe_count]
-        is_chosen = np.zeros(self.list_count + 2, dtype=np.bool_)  # with one on each side that is not
-        is_chosen[chosen + 1] = True
-        edges = self.bounds[np.flatnonzero(is_chosen[1:] != is_chosen[:-1])]  # start, stop, start, stop, ...
-        if (
-            edges[1:] == edges[:-1]
-        ).any():  # around empty lists: what stops or is empty where the next starts
-            edges, counts = np.unique(edges, return_counts=True)
-            edges = edges[counts % 2 == 1]
-        return edges.reshape(-1, 2)
+        return choose_spans(self.centroids, self.bounds, query, margin=margin, least=probe_count)
 
 
 def build_lists(
@@ -117,8 +105,8 @@ def build_lists(
     Returns (order int64 [n], lists): rows taken in that order are grouped by list, and within a list in the
     order that they were given in. The same arguments give the same result on the same machine.
     progress: called with (rows assigned, rows).
-    Memory: the sample as float32, 12 bytes a row, and one chunk of ASSIGN_CHUNK_ROWS.
-    Raises: ValueError.
+    Memory: the sample as float32, 12 bytes a row, 32 KB a list, and one chunk of products.
+    Raises: ValueError, InvalidRowsError.
     """
     row_count = len(vectors)
     if not 1 <= list_count <= row_count:
@@ -131,6 +119,7 @@ def build_lists(
     chunk_rows = min(ASSIGN_CHUNK_ROWS, max(1, ASSIGN_CHUNK_VALUES // list_count))
     for start in range(0, row_count, chunk_rows):
         chunk = vectors[start : start + chunk_rows].astype(np.float32)
+        _check_finite(chunk)
         # A row's own norm does not change which centroid is nearest to it.
         labels[start : start + len(chunk)] = np.argmax(chunk @ columns, axis=1)
         if progress is not None:
@@ -140,6 +129,11 @@ def build_lists(
     order = np.argsort(labels, kind="stable").astype(np.int64, copy=False)
     margins = measure_margins(vectors, columns.T, labels, seed=seed)
     return order, InvertedLists(centroids=stored, bounds=bounds, margins=margins)
+
+
+def _check_finite(vectors: NDArray[np.float32]) -> None:
+    if not np.isfinite(vectors).all():
+        raise InvalidRowsError("vectors: must be finite")
 
 
 def _fit(vectors: NDArray[np.float16], *, list_count: int, seed: int) -> NDArray[np.float32]:
@@ -158,6 +152,8 @@ def _fit(vectors: NDArray[np.float16], *, list_count: int, seed: int) -> NDArray
         min_points_per_centroid=1,
         max_points_per_centroid=SAMPLE_ROWS_PER_LIST,
     )
-    kmeans.train(unit_rows(vectors[chosen]))
+    sample = vectors[chosen].astype(np.float32)
+    _check_finite(sample)
+    kmeans.train(unit_rows(sample))
     centroids: NDArray[np.float32] = kmeans.centroids
     return centroids

@@ -174,8 +174,9 @@ def open_generation(
     def load(entry: SegmentEntry) -> SealedSegment:
         segment = read_listed_segment(root / name, manifest, entry)
         graph = read_listed_graph(root / name, entry, dim=segment.rows.dim)
-        return SealedSegment(segment.key, segment.rows, graph=graph, lists=segment.lists, threads=threads)
+        return SealedSegment(segment.key, segment.rows, graph=graph, lists=segment.lists, threads=inner)
 
+    inner = max(1, threads // max(1, len(manifest.segments)))
     with ThreadPoolExecutor(max_workers=threads) as pool:
         sealed = list(pool.map(load, manifest.segments))
     return VectorIndex(config, sealed=sealed, generation=name, watermark=manifest.watermark)

@@ -34,8 +34,9 @@ def merge_candidates(
 
 def any_within(candidates: Candidates, threshold: float) -> bool:
     """Tell whether a candidate is within the threshold."""
-    # In float64: in float32 a distance just above it would pass.
-    return bool(np.any(candidates.cosine_distances.astype(np.float64) <= threshold))
+    # Compared as Python's float64: in float32 a distance just above it would pass.
+    distances = candidates.cosine_distances
+    return distances.size > 0 and float(distances.min()) <= threshold
 
 
 def _still_live(candidates: Candidates, *, now_ms: int) -> Candidates:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from index.config import IndexConfig
 from index.errors import PathUnavailableError
-from index.list_margins import RECALLS
+from index.list_margins import NEIGHBOURS, RECALLS
 
 
 class SearchPath(Enum):
@@ -22,7 +23,10 @@ class SearchPath(Enum):
     @property
     def cost(self) -> int:
         """0 for CASCADE up to 4 for EXACT."""
-        return list(SearchPath).index(self)
+        return _COSTS[self]
+
+
+_COSTS = {path: cost for cost, path in enumerate(SearchPath)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,9 @@ class SegmentTraits:
     """What a choice depends on, of a segment. Row counts have dead rows in them.
 
     row_count: of the segment; partition_row_count: of all segments of its partition. has_query_code: the
-    query has a code of the segment's encoder. prefix_pass_rate: share of rows that the radii of the threshold
-    are expected to let through on the first bits, None without such radii.
+    query has a code of the segment's encoder. matching_share: of the rows, those that the query's scope and
+    list of allowed ids let through, estimated. prefix_pass_rate: share of rows that the radii of the
+    threshold are expected to let through on the first bits, None without radii of them and of the whole code.
     """
 
     row_count: int
@@ -40,6 +45,7 @@ class SegmentTraits:
     has_query_code: bool
     has_graph: bool
     has_lists: bool
+    matching_share: float
     prefix_pass_rate: float | None
 
 
@@ -47,15 +53,18 @@ class SegmentTraits:
 class QueryTraits:
     """What a choice depends on, of a query.
 
-    allowed_count: length of the list of allowed ids, None for no list. min_recall: of the true nearest that
-    the answer must have, in [0, 1]. query_count: how many queries search the segment together, in one pass.
+    k: results wanted. allowed_count: length of the list of allowed ids, None for no list. min_recall: of the
+    true nearest that the answer must have, in [0, 1]. query_count: how many queries search the segment
+    together, in one pass.
     """
 
+    k: int
     allowed_count: int | None
     min_recall: float
     query_count: int
 
 
+@lru_cache(maxsize=4_096)
 def pass_rate(radius: int, bit_count: int) -> float:
     """Estimate the share of unrelated codes within `radius` bits of a query's, of its first `bit_count` bits.
 
@@ -67,11 +76,11 @@ def pass_rate(radius: int, bit_count: int) -> float:
     return 0.5 * math.erfc((bit_count / 2 - radius) / (deviation * math.sqrt(2)))
 
 
-def prefix_pass_rate(radii: Mapping[int, int] | None) -> float | None:
-    """The share of rows that the radii let through on the first bits; None without radii of first bits."""
-    if not radii or len(radii) < 2:
+def prefix_pass_rate(radii: Mapping[int, int] | None, *, code_bits: int) -> float | None:
+    """The share of rows that the radii let through on the first bits; None where a radius is missing."""
+    if not radii or code_bits not in radii or len(radii) < 2:
         return None
-    return min(pass_rate(radius, bits) for bits, radius in radii.items() if bits < max(radii))
+    return min(pass_rate(radius, bits) for bits, radius in radii.items() if bits < code_bits)
 
 
 def unavailable(path: SearchPath, segment: SegmentTraits) -> str | None:
@@ -97,12 +106,12 @@ def plan(
     """Choose how one segment is searched; the first rule that applies wins.
 
     1. The caller's request.
-    2. A list of at most `gather_limit` allowed ids, or a demand for perfect recall: EXACT.
+    2. A list of at most `gather_limit` allowed ids, or a demand for more recall than was measured: EXACT.
     3. No query code for the segment's encoder: HNSW where there is a graph, its recall will do and there are
        more than `exact_limit` rows, else EXACT.
     4. A threshold whose radii let few enough rows through, from `cascade_min_rows` rows on: CASCADE.
-    5. Lists, whose margins know the recall asked for, and not so many queries that one pass over all codes is
-       cheaper: IVF.
+    5. Lists, no more results than their margins were measured for, most rows let through by scope and allowed
+       ids, and not so many queries that one pass over all codes is cheaper: IVF.
     6. A graph, its recall will do, no lists, and a partition beyond `scan_limit` rows: HNSW.
     7. SCAN.
 
@@ -113,7 +122,7 @@ def plan(
         if reason is not None:
             raise PathUnavailableError(requested.value, reason)
         return requested
-    if query.min_recall >= 1 or (
+    if query.min_recall > RECALLS[-1] or (
         query.allowed_count is not None and query.allowed_count <= config.gather_limit
     ):
         return SearchPath.EXACT
@@ -130,7 +139,8 @@ def plan(
         return SearchPath.CASCADE
     if (
         segment.has_lists
-        and query.min_recall <= RECALLS[-1]
+        and query.k <= NEIGHBOURS
+        and segment.matching_share >= 0.5
         and query.query_count < config.shared_scan_queries
     ):
         return SearchPath.IVF

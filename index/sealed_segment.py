@@ -21,6 +21,7 @@ from index.rows import (
 )
 from index.segment import Fingerprint, first_live, move_expire_times
 
+SCOPE_SAMPLE_ROWS = 1_024
 QUANTISED_ROWS = 2_048  # at once, so that what is computed is still in the cache when it is put in its place
 
 
@@ -60,7 +61,8 @@ class SealedSegment:
         self._payloads: Payloads = rows.payloads
         with ThreadPoolExecutor(max_workers=threads) as pool:
             blocks = None if rows.codes is None else pool.submit(_sliced, rows.codes)
-            order = pool.submit(_fingerprint_order, rows.fingerprints)
+            self._id_order = None if lists is None else np.argsort(rows.entry_ids)  # int64 [n]
+            order = pool.submit(_fingerprint_order, rows.fingerprints, self._id_order)
             quantised = _quantised(rows.vectors, pool)
             self._view = SegmentView(
                 entry_ids=rows.entry_ids.copy(),
@@ -73,8 +75,8 @@ class SealedSegment:
                 blocks=None if blocks is None else blocks.result(),
                 quantised=quantised,
             )
-            self._id_order = None if lists is None else np.argsort(rows.entry_ids)  # int64 [n]
             self._fingerprint_order = order.result()  # int64 [m], of the rows that have a key
+        self._scope_sample = rows.scopes[:: max(1, len(rows) // SCOPE_SAMPLE_ROWS)].copy()
         self._fingerprint_words = rows.fingerprints[self._fingerprint_order]  # uint64 [m, 2]
 
     @property
@@ -100,6 +102,11 @@ class SealedSegment:
     def view(self) -> SegmentView:
         """The rows."""
         return self._view
+
+    def scope_share(self, scope: int) -> float:
+        """The share of the rows that have this scope, estimated on a sample."""
+        sample = self._scope_sample
+        return float(np.count_nonzero(sample == np.uint64(scope))) / max(1, sample.size)
 
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
@@ -185,13 +192,16 @@ def _quantised(vectors: NDArray[np.float16], pool: ThreadPoolExecutor) -> NDArra
     return quantised
 
 
-def _fingerprint_order(words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Offsets of the rows with a key, by its first word, then by offset.
+def _fingerprint_order(words: NDArray[np.uint64], id_order: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Offsets of the rows with a key, by its first word, then by entry id.
 
-    words: uint64 [n, 2]. The sort that keeps no order is several times faster; keys are hashes, so that two
-    of them hardly ever share a first word.
+    words: uint64 [n, 2]; id_order: int64 [n], offsets by entry id, None where they ascend. The sort that
+    keeps no order is several times faster; keys are hashes, so that two of them hardly ever share a first
+    word.
     """
     present = np.flatnonzero(words[:, 0] | words[:, 1])
+    if id_order is not None:
+        present = id_order[words[id_order].any(axis=1)]
     first = words[present, 0]
     order = np.argsort(first)
     ordered = first[order]

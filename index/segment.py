@@ -36,6 +36,9 @@ class Segment(Protocol):
     def view(self) -> SegmentView:
         """The rows as they are now."""
 
+    def scope_share(self, scope: int) -> float:
+        """The share of the rows that have this scope, estimated on a sample of a sealed segment's rows."""
+
     def payload(self, offset: int) -> bytes:
         """The opaque bytes of one row."""
 

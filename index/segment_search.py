@@ -18,7 +18,7 @@ from index.segment import Segment
 from index.selection import smallest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that takes 2 us a search to make
 class Candidates:
     """Rows of one segment with their exact distances; live when they were collected.
 
@@ -79,11 +79,11 @@ def _search_lists(
     path: SearchPath,
     config: IndexConfig,
 ) -> Candidates:
-    margin = 0.0
+    margin = float("inf") if lists.margins is None else 0.0
     if lists.margins is not None and path is SearchPath.IVF:
         margin = lists.margins.for_recall(max(request.min_recall, config.list_recall))
-    elif lists.margins is not None and request.threshold is not None:
-        margin = lists.margins.for_distance(request.threshold)
+    if lists.margins is not None and request.threshold is not None:
+        margin = max(margin, lists.margins.for_distance(request.threshold))
     spans = lists.spans(request.vector, probe_count=config.probe_count, margin=margin)
     found = _search_codes(segment, view, [request], path=path, config=config, spans=spans)[0]
     if path is SearchPath.IVF and found.examined_count < request.k:
@@ -107,7 +107,7 @@ def _search_codes(
     first = requests[0]
     queries = np.array([request.codes[encoder_id] for request in requests])
     bit_count = WORD_BITS * queries.shape[1]
-    radii = [_whole_code_radius(request, encoder_id) for request in requests]
+    radii = [request.radii.get(encoder_id, {}).get(config.code_bits) for request in requests]
     max_distances = prefix_limits = None
     if path is SearchPath.CASCADE:
         max_distances = np.array(
@@ -149,9 +149,7 @@ def _search_codes(
                 cosine_distances=cosine[i, : kept[i]],
                 hamming_distances=distances[i, chosen],
                 examined_count=count,
-                # Lists prove a miss by their recall: they have no radius to prove more with.
-                proves_miss=spans is not None
-                or scan_proves_miss(
+                proves_miss=scan_proves_miss(
                     wanted_count=wanted,
                     candidate_count=count,
                     worst_hamming_distance=int(distances[i, count - 1]) if count else None,
@@ -245,11 +243,6 @@ def _prefix_limits(radii: Mapping[int, int], *, bit_count: int) -> list[int]:
             radius = radii.get(bits, bits)
             limits.append(radius if pass_rate(radius, bits) * BLOCK_ROWS < 1 else bits)
     return limits
-
-
-def _whole_code_radius(request: SearchRequest, encoder_id: str) -> int | None:
-    radii = request.radii.get(encoder_id)
-    return None if not radii else radii[max(radii)]
 
 
 def _scopes(view: SegmentView, requests: Sequence[SearchRequest]) -> dict[str, NDArray[np.uint64] | None]:

@@ -24,6 +24,7 @@ from index.segment_search import Candidates, search_exact, search_label_codes, s
 COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth a copy of the others
 
 Viewed = tuple[Segment, SegmentView]
+_Filters = tuple[int, int, bool, int]
 
 
 class VectorIndex:
@@ -148,23 +149,32 @@ class VectorIndex:
         Raises: DimensionError, ValueError for k, now_ms or min_recall out of range, PathUnavailableError when
         no segment has the asked path.
         """
-        return self.search_batch([request])[0]
+        seq = self._applied_seq
+        self._check_request(request)
+        views = {partition: self._views(partition) for partition in request.partitions}
+        found = [
+            search_segment(segment, view, [request], path=path, config=self.config)[0]
+            for segment, view, path in self._plan(request, views, {})
+        ]
+        return self._decide(request, found, views, seq=seq)
 
     def search_batch(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Search for several queries against one state; those of one segment share a pass over its codes.
 
-        Answers as `search` does, in the order of the requests. Raises: as `search`; then none is answered.
+        Answers as `search` does, in the order of the requests, except that from `shared_scan_queries` on,
+        queries that can share a pass scan where one alone would search lists. Raises: as `search`; then none
+        is answered.
         """
         seq = self._applied_seq
         for request in requests:
             self._check_request(request)
-        views: dict[Partition, list[Viewed]] = {}
-        for request in requests:
-            for partition in request.partitions:
-                if partition not in views:
-                    views[partition] = self._views(partition)
-        asked = Counter(partition for request in requests for partition in set(request.partitions))
-        planned = [self._plan(request, views, asked) for request in requests]
+        views = {
+            partition: self._views(partition) for request in requests for partition in request.partitions
+        }
+        sharing = Counter(
+            (partition, _filters(request)) for request in requests for partition in set(request.partitions)
+        )
+        planned = [self._plan(request, views, sharing) for request in requests]
         found: list[list[Candidates]] = [[] for _ in requests]
         for (segment, view, path), numbers in _shared_searches(requests, planned):
             candidates = search_segment(
@@ -264,7 +274,7 @@ class VectorIndex:
         self,
         request: SearchRequest,
         views: Mapping[Partition, Sequence[Viewed]],
-        query_counts: Mapping[Partition, int],
+        sharing: Mapping[tuple[Partition, _Filters], int],
     ) -> list[tuple[Segment, SegmentView, SearchPath]]:
         """How each segment of the asked partitions is searched; each once, however often it is named."""
         planned: list[tuple[Segment, SegmentView, SearchPath]] = []
@@ -272,9 +282,10 @@ class VectorIndex:
         for partition in dict.fromkeys(request.partitions):
             partition_row_count = sum(view.row_count for _, view in views[partition])
             query = QueryTraits(
+                k=request.k,
                 allowed_count=None if request.allowed_ids is None else request.allowed_ids.size,
                 min_recall=request.min_recall,
-                query_count=query_counts[partition],
+                query_count=sharing.get((partition, _filters(request)), 1),
             )
             for segment, view in views[partition]:
                 encoder_id = segment.key.encoder_id
@@ -285,9 +296,10 @@ class VectorIndex:
                     has_query_code=encoder_id in request.codes,
                     has_graph=segment.graph is not None,
                     has_lists=segment.lists is not None,
+                    matching_share=1.0 if segment.lists is None else _matching_share(segment, view, request),
                     prefix_pass_rate=None
                     if request.threshold is None or encoder_id is None
-                    else prefix_pass_rate(request.radii.get(encoder_id)),
+                    else prefix_pass_rate(request.radii.get(encoder_id), code_bits=self.config.code_bits),
                 )
                 reason = None if request.path is None else unavailable(request.path, traits)
                 reasons.append(reason)
@@ -437,6 +449,13 @@ class VectorIndex:
             if code.dtype != np.uint64 or code.shape != (words,):
                 got = f"{code.dtype} {list(code.shape)}"
                 raise DimensionError(f"query code of {encoder_id}", expected=f"uint64 [{words}]", got=got)
+            if not padding_is_zero(code[None, :], bit_count=self.config.code_bits):
+                raise ValueError(f"query code of {encoder_id}: bits set beyond {self.config.code_bits}")
+        if request.threshold is not None and not request.threshold >= 0:
+            raise ValueError(f"threshold: must be at least 0, is {request.threshold}")
+        for encoder_id, radii in request.radii.items():
+            if any(not 0 <= radius <= bits <= self.config.code_bits for bits, radius in radii.items()):
+                raise ValueError(f"radii of {encoder_id}: must be in 0..bits, are {dict(radii)}")
 
 
 def _check_range(*, k: int, now_ms: int) -> None:
@@ -452,8 +471,18 @@ def _shared_searches(
     """Each search of a segment, with the numbers of the requests that can share it."""
     shared: dict[tuple[object, ...], tuple[tuple[Segment, SegmentView, SearchPath], list[int]]] = {}
     for number, (request, searches) in enumerate(zip(requests, planned, strict=True)):
-        filters = (request.k, request.now_ms, request.scope is None, id(request.allowed_ids))
+        filters = _filters(request)
         for search in searches:
             segment, _, path = search
-            shared.setdefault((id(segment), path, *filters), (search, []))[1].append(number)
+            shared.setdefault((id(segment), path, filters), (search, []))[1].append(number)
     yield from shared.values()
+
+
+def _filters(request: SearchRequest) -> _Filters:
+    """What requests have in common that can share a pass over codes."""
+    return request.k, request.now_ms, request.scope is None, id(request.allowed_ids)
+
+
+def _matching_share(segment: Segment, view: SegmentView, request: SearchRequest) -> float:
+    share = 1.0 if request.allowed_ids is None else min(1.0, request.allowed_ids.size / view.row_count)
+    return share if request.scope is None else share * segment.scope_share(request.scope)

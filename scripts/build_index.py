@@ -5,7 +5,9 @@ of the columns id, category, text, response, labels, tags, source, scope. Rows w
 "row-<number>". A row whose id, or whose scope and text, is stored already is skipped, so a build that was
 interrupted can be run again and goes on where it was. Nothing is stored unless every row is valid. The cache
 and its categories are created where they do not exist. With --train, a large file's training rows are loaded
-first, evenly spread over it. A running server opens the new generation within a second.
+first, evenly spread over it, so that the others are stored with codes; of rows with the same scope and text
+one of those is then the one that is stored, otherwise the first. A running server opens the new generation
+within a second.
 
 Examples:
   nearhit build --cache faq
@@ -23,6 +25,7 @@ from sqlalchemy import Engine
 from hashing.config import EncoderConfig
 from scripts.arguments import ProgressBars, add_config, add_json, positive_number, print_result, read_config
 from scripts.load_rows import LoadReport, check_file, load_file
+from scripts.train_encoder import warn_of_few_rows
 from service.application import clock_ms
 from service.config import Config
 from service.database import check_schema, migrate, open_engine, reading, writing
@@ -108,13 +111,13 @@ def _load(
     engine: Engine, arguments: argparse.Namespace, *, config: Config, progress: ProgressBars
 ) -> LoadReport:
     """Load the file; what is to be trained on goes first, so that the other rows are stored with codes."""
-    file = check_file(arguments, config=config, progress=progress)
+    file, row_count = check_file(arguments, config=config, progress=progress)
     load = partial(load_file, engine, file, arguments, config=config, progress=progress)
-    is_large = (file.row_count or 0) >= 2 * MAX_TRAINING_ROWS
+    is_large = row_count >= 2 * MAX_TRAINING_ROWS
     if not arguments.train or not is_large or _is_trained(engine, arguments.cache):
         return load()
     # As many rows, as evenly spread, as training reads of all of them.
-    sample = load(step=(file.row_count or 0) // MAX_TRAINING_ROWS)
+    sample = load(step=row_count // MAX_TRAINING_ROWS)
     _train(engine, arguments.cache, config=config, progress=progress)
     rest = load()
     return LoadReport(
@@ -138,6 +141,7 @@ def _train(engine: Engine, name: str, *, config: Config, progress: ProgressBars)
         progress=progress,
         now_ms=clock_ms(),
     )
+    warn_of_few_rows(encoder, cache=name)
     with writing(engine) as connection:
         activate_encoder(
             connection, cache.id, encoder.encoder_id, max_live_encoders=config.search.max_live_encoders

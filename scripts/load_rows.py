@@ -21,7 +21,6 @@ from scripts.arguments import CommandError, ProgressBars
 from scripts.row_files import RowBatch, RowFile, open_rows
 from service import registry
 from service.application import clock_ms
-from service.bulk import import_rows, stored_names
 from service.coding import code_rows, normalise, to_stored
 from service.config import Config
 from service.convert import to_entry_values
@@ -29,6 +28,7 @@ from service.database import reading, writing
 from service.errors import InvalidRequestError, NotFoundError
 from service.keys import ENTRY_PATTERN, NAME_PATTERN, check_id
 from service.records import CacheRecord, Coding, ModalitySpec, NewEntry, Policy
+from service.row_import import import_rows, stored_names
 from service.rows import read_cache, read_categories, read_weights
 from service.transaction import CacheTransaction
 
@@ -45,19 +45,23 @@ class LoadReport:
     ignored: tuple[str, ...]
 
 
-def check_file(arguments: argparse.Namespace, *, config: Config, progress: ProgressBars) -> RowFile:
+def check_file(
+    arguments: argparse.Namespace, *, config: Config, progress: ProgressBars
+) -> tuple[RowFile, int]:
     """Open a file of rows and read it to the end: nothing is stored unless every row is valid.
 
-    Raises: CommandError, naming the file and the row.
+    Returns the file and how many rows it has. Raises: CommandError, naming the file and the row.
     """
     file = open_rows(arguments.input, rename=_renames(arguments.rename), texts=arguments.texts)
     check_id(arguments.category, NAME_PATTERN, field="--category")
+    row_count = 0
     for batch in file.batches():
         _names(file, batch)
         _vectors(file, batch)
         _values(file, batch, arguments.category, max_response_bytes=config.server.max_response_bytes)
-        progress("check", batch.numbers.stop, file.row_count or batch.numbers.stop)
-    return file
+        row_count = batch.numbers.stop
+        progress("check", row_count, file.row_count or row_count)
+    return file, row_count
 
 
 def load_file(

@@ -6,12 +6,15 @@ that codes new entries and queries. Entries stored before get their codes from `
 """
 
 import argparse
+import sys
 
 from hashing.config import EncoderConfig
+from hashing.trainer import HELD_OUT_MIN_ROWS
 from scripts.arguments import ProgressBars, add_config, add_json, positive_integer, print_result, read_config
 from service.application import clock_ms
 from service.database import check_schema, open_engine, reading, writing
 from service.learning import train_from_store
+from service.records import EncoderRecord
 from service.registry import activate_encoder
 from service.rows import read_cache
 
@@ -53,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         now_ms=clock_ms(),
     )
     progress.close()
+    warn_of_few_rows(encoder, cache=cache.name)
     if arguments.activate:
         with writing(engine) as connection:
             encoder = activate_encoder(
@@ -74,3 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
         as_json=arguments.json,
     )
     return 0
+
+
+def warn_of_few_rows(encoder: EncoderRecord, *, cache: str) -> None:
+    """Say on standard error where an encoder was trained on too few rows to measure its radii on."""
+    if encoder.metrics["held_out_row_count"] > 0:
+        return
+    message = (
+        f"nearhit: warning: on {encoder.metrics['row_count']:.0f} rows no Hamming radii can be measured, and"
+        " this encoder has none for good: searches by its codes narrow nothing down. From"
+        f" {HELD_OUT_MIN_ROWS} entries on run `nearhit train --cache {cache} --activate` again, then"
+        f" `nearhit build --cache {cache} --reencode`."
+    )
+    print(message, file=sys.stderr)

@@ -26,12 +26,12 @@ from service.registry import ACTIVE, RETIRED
 from service.replica import CacheReplica, index_root, is_listed
 from service.rows import (
     count_entries,
+    entry_query,
     read_cache,
     read_categories,
     read_encoders,
     read_weights,
     scan_entries,
-    whole_cache_query,
 )
 from service.tables import changes, entries, responses
 
@@ -157,7 +157,7 @@ def _check_feed(connection: Connection, record: CacheRecord) -> Iterator[str]:
 
 def _check_entries(connection: Connection, record: CacheRecord, encoders: _Encoders) -> Iterator[str]:
     """Every entry is well formed, and its key and its codes are what follows from the rest of it."""
-    for records in scan_entries(connection, whole_cache_query(record.id), chunk=_CHUNK):
+    for records in scan_entries(connection, entry_query(record.id), chunk=_CHUNK):
         flaws = [_flaw(record, entry) for entry in records]
         yield from (f"entry {entry.name}: {flaw}" for entry, flaw in zip(records, flaws, strict=True) if flaw)
         wrong = [entry for entry in records if entry.fingerprint_key != _fingerprint_key(entry)]
@@ -262,7 +262,7 @@ def _check_index(
     id_parts = [np.empty(0, dtype=np.int64)]
     with reading(engine) as connection:
         seq = read_cache(connection, record.name).seq
-        for records in scan_entries(connection, whole_cache_query(record.id), chunk=_CHUNK):
+        for records in scan_entries(connection, entry_query(record.id), chunk=_CHUNK):
             ids = np.array([entry.id for entry in records], dtype=np.int64)
             id_parts.append(ids)
             problems += _compare(state.record, records, state.index.rows_of(ids), encoders)

@@ -20,12 +20,11 @@ from typing import Any
 from index.errors import BuildInProgressError
 from index.facts import RowCounts, count_rows
 from index.manifest import build_lock
-from service.config import CompactionConfig, Config
+from service.config import MOST_PAUSE_SECONDS, CompactionConfig, Config
 from service.replica import CacheReplica
 
 logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "service.compaction_process")
-MOST_PAUSE_SECONDS = 3600.0
 # The build has the processor time that lookups leave: one thread, beside being nice.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -82,9 +81,11 @@ class Compactor:
                 self._end(self._build)
             return  # what it wrote is opened before anything else is built
         for replica in replicas:
-            if self._may_build(replica) and (reason := build_reason(replica, self._config.compaction)):
+            if not self._may_build(replica):
+                continue
+            reason = build_reason(replica, self._config.compaction)
+            if reason is not None and self._start(replica):
                 logger.info("building a generation of %s: %s", replica.state.record.name, reason)
-                self._start(replica)
                 return
 
     def snapshot(self, replicas: Sequence[CacheReplica]) -> None:
@@ -99,10 +100,10 @@ class Compactor:
             if unheld_count <= settings.snapshot_min_rows or not settings.enabled:
                 return
             name = replica.state.record.name
-            logger.info("building a generation of %s with its last %d rows", name, unheld_count)
-            self._start(replica)
-            if self._build is None:
+            if not self._start(replica):
                 continue
+            assert self._build is not None
+            logger.info("building a generation of %s with its last %d rows", name, unheld_count)
             try:
                 self._build.process.wait(timeout=max(0.0, deadline - self._clock()))
             except subprocess.TimeoutExpired:
@@ -130,19 +131,19 @@ class Compactor:
             return True
         return self._clock() >= attempts.not_before
 
-    def _start(self, replica: CacheReplica) -> None:
-        """Start a build, unless another process builds the cache."""
+    def _start(self, replica: CacheReplica) -> bool:
+        """Start a build; False where it cannot be started, or another process builds the cache."""
         record = replica.state.record
         try:
             replica.root.mkdir(parents=True, exist_ok=True)
             with build_lock(replica.root):
                 pass
         except BuildInProgressError:
-            return
+            return False
         except OSError as error:
             self._count_attempt(record.id)
             self._fail(record.name, record.id, f"{replica.root}: {error.strerror}")
-            return
+            return False
         self._count_attempt(record.id)
         order = json.dumps({"cache": record.name, "config": asdict(self._config)})
         try:
@@ -154,12 +155,13 @@ class Compactor:
             )
         except OSError as error:
             self._fail(record.name, record.id, f"it cannot be started: {error}")
-            return
+            return False
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it ended at once: its status says so
             process.stdin.write(order.encode() + b"\n")
             process.stdin.flush()  # and stays open: its end tells the process that this one has died
         self._build = _Build(record.name, record.id, process, self._clock())
+        return True
 
     def _count_attempt(self, cache_id: int) -> None:
         """Each attempt doubles the pause before the next one, until a build is served."""
@@ -206,8 +208,8 @@ def row_counts(replica: CacheReplica) -> RowCounts:
 
 def build_reason(replica: CacheReplica, settings: CompactionConfig) -> str | None:
     """Why a new generation of the cache pays, in words for an operator; None: it does not."""
-    if replica.refused_generation is not None:
-        return f"{replica.refused_generation} is refused"
+    if replica.refusal is not None and replica.refusal.is_damaged:
+        return f"{replica.refusal.generation} is damaged"
     counts = row_counts(replica)
     limit = max(settings.min_rows, settings.share * counts.live_count)
     if counts.unheld_count > limit:

@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 
 from service.errors import ConfigurationError
 
+MOST_PAUSE_SECONDS = 3600.0  # between two attempts at a build
+
 
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
@@ -193,13 +195,16 @@ class UpdateConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionConfig:
     """When a server builds a new generation by itself, in a process of its own: once rows that no generation
-    holds, or deleted ones that it still does, exceed `min_rows` and `share` of the live rows of a cache. At a
-    stop it waits up to `snapshot_seconds` for one that saves the next start more than `snapshot_min_rows`."""
+    holds, or deleted ones that it still does, exceed `min_rows` and `share` of the live rows of a cache, or
+    once a generation is damaged. `enabled` false: never. It looks every `check_seconds`. A build holds
+    up to `memory_limit_mib` of rows at once. One that failed is tried again after `retry_seconds`, at most an
+    hour, and after twice as long each further time, up to an hour. At a stop the server waits up to
+    `snapshot_seconds` for a build that saves the next start more than `snapshot_min_rows` rows to replay."""
 
     enabled: bool = True
     min_rows: int = 50_000
     share: float = 0.25
-    memory_limit_mib: int = 1024
+    memory_limit_mib: int = 2048
     check_seconds: float = 2.0
     retry_seconds: float = 30.0
     snapshot_min_rows: int = 20_000
@@ -216,6 +221,11 @@ class CompactionConfig:
             snapshot_min_rows=self.snapshot_min_rows,
             snapshot_seconds=self.snapshot_seconds,
         )
+        if self.retry_seconds > MOST_PAUSE_SECONDS:
+            raise ConfigurationError(
+                "[compaction] retry_seconds",
+                f"must be at most {MOST_PAUSE_SECONDS:g}, is {self.retry_seconds}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The database: engine, transactions, migrations."""
+"""The database: engine, transactions, statements of many rows, migrations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Insert, Update, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -145,3 +145,22 @@ def _alembic(connection: Connection) -> AlembicConfig:
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["connection"] = connection
     return config
+
+
+def execute_many(
+    connection: Connection,
+    statement: Insert | Update,
+    columns: Mapping[str, Sequence[Any]],
+) -> int:
+    """Execute a statement once a row, with a column of values per bound parameter; how many rows it changed.
+
+    Values reach the driver as they are: SQLAlchemy's own conversion of every value of every row takes longer
+    than SQLite takes to insert it.
+    """
+    compiled = statement.compile(connection, column_keys=list(columns))
+    names = compiled.positiontup
+    order = list(columns) if names is None else names
+    rows: Iterable[Any] = zip(*(columns[name] for name in order), strict=True)
+    if names is None:
+        rows = (dict(zip(order, row, strict=True)) for row in rows)
+    return connection.exec_driver_sql(str(compiled), list(rows)).rowcount

@@ -1,8 +1,8 @@
-"""From the store to the index: changes since a seq, or all there is."""
+"""From the store to the index: changes since a seq, and rows as the index takes them."""
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from service.coding import STORED_DTYPE, vectors_of
 from service.keys import scope_key, split_key
 from service.payload import pack_payload
 from service.records import CacheRecord, EntryRecord, Operation
-from service.rows import read_entries_by_id, scan_entries, whole_cache_query
+from service.rows import read_entries_by_id
 from service.tables import caches, changes
 
 logger = logging.getLogger(__name__)
@@ -66,12 +66,6 @@ def read_changes(connection: Connection, cache: CacheRecord, *, after: int) -> F
         ),
         frozenset(record.encoder_id for record in found.values() if record.encoder_id),
     )
-
-
-def scan_cache(connection: Connection, cache: CacheRecord) -> Iterator[tuple[SegmentKey, Rows]]:
-    """All entries, a chunk at a time; a seq read before it began is where the replay goes on."""
-    for records in scan_entries(connection, whole_cache_query(cache.id), chunk=CHUNK):
-        yield from to_rows(cache, records)
 
 
 def prune_changes(connection: Connection, cache_id: int, *, retained: int) -> int:

@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, bindparam, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Engine, Row, Select, bindparam, case, func, insert, select, update
 
 from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
 from index.builder import BuildReport, build_generation
 from index.rows import Rows, SegmentKey
-from service.bulk import execute_many, first_row_id, scan_segment_rows
 from service.coding import code_rows, vectors_of
 from service.config import SearchConfig
-from service.database import reading, writing
+from service.database import execute_many, reading, writing
 from service.records import CacheRecord
 from service.replica import generation_owner, index_config, index_root
-from service.rows import count_entries, of_cache_by_id, read_cache, read_weights
+from service.row_scan import scan_segment_rows
+from service.rows import count_entries, read_cache, read_weights
 from service.tables import entries, generations
 from service.transaction import CacheTransaction
 
@@ -91,69 +91,81 @@ def build_index(
 def _code_missing(
     engine: Engine, record: CacheRecord, *, reencode: bool, progress: Progress, now_ms: int
 ) -> int:
-    """Write codes for rows that have none; in chunks, so that a server's writes go on between."""
+    """Write codes for rows that have none; how many got them.
+
+    Rows are read and encoded a chunk at a time without a lock, so that a server's writes go on meanwhile.
+    """
     if record.active_encoder_id is None:
         return 0
     with reading(engine) as connection:
         encoder = load_encoder(read_weights(connection, record.id, record.active_encoder_id))
-        wanted: ColumnElement[bool] = entries.c.encoder_id.is_(None)
-        if reencode:
-            wanted = wanted | (entries.c.encoder_id != encoder.encoder_id)
-        missing = (
-            of_cache_by_id(record.id),
-            entries.c.modality.in_(list(encoder.modalities)),
-            wanted,
-        )
-        total = connection.execute(select(func.count()).select_from(entries).where(*missing)).scalar_one()
-        after = first_row_id(connection, record.id) - 1
-    done = 0
-    while done < total:
+        missing = _rows_to_code(record, encoder, reencode=reencode)
+        counted = missing.with_only_columns(func.count(), maintain_column_froms=True)
+        total = int(connection.execute(counted).scalar_one())
+    coded = done = after = 0
+    while True:
+        with reading(engine) as connection:
+            page = missing.where(entries.c.id > after).order_by(entries.c.id).limit(_CODE_CHUNK)
+            rows = connection.execute(page).all()
+        if not rows:
+            return coded
+        codes = [_codes(encoder, modality, rows) for modality in encoder.modalities]
         with writing(engine) as connection:
             CacheTransaction.lock(connection, record.id, now_ms=now_ms)
-            page = select(
-                entries.c.id,
-                entries.c.modality,
-                entries.c.vector,
-                # Most rows have no labels, and JSON is slow to read.
-                case((entries.c.has_labels, entries.c.labels)).label("labels"),
-                entries.c.label_code,
-            ).where(*missing, entries.c.id > after)
-            rows = connection.execute(page.order_by(entries.c.id).limit(_CODE_CHUNK)).all()
-            if not rows:
-                break
-            _write_codes(connection, encoder, rows)
+            for columns in codes:
+                if columns["row_id"]:
+                    coded += execute_many(connection, _SET_CODES, columns)
         done += len(rows)
         after = rows[-1].id
-        progress("codes", done, int(total))
-    return done
+        progress("codes", done, max(done, total))
 
 
-def _write_codes(connection: Connection, encoder: Encoder, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
-    for modality in sorted({row.modality for row in rows}):
-        group = [row for row in rows if row.modality == modality]
-        codings = code_rows(
-            encoder,
-            vectors_of([row.vector for row in group]),
-            modality=modality,
-            labels=[row.labels or () for row in group],
-        )
-        columns = {
-            "row_id": [row.id for row in group],
-            "row_code": [coding.code for coding in codings],
-            "row_label_code": [
-                row.label_code or coding.label_code for row, coding in zip(group, codings, strict=True)
-            ],
-            "row_encoder_id": [coding.encoder_id for coding in codings],
-        }
-        execute_many(connection, _SET_CODES, columns, row_count=len(group))
+def _rows_to_code(record: CacheRecord, encoder: Encoder, *, reencode: bool) -> Select[Any]:
+    """The rows of a cache that an encoder is to code; add a page."""
+    wanted: ColumnElement[bool] = entries.c.encoder_id.is_(None)
+    if reencode:
+        wanted = wanted | (entries.c.encoder_id != encoder.encoder_id)
+    return select(
+        entries.c.id,
+        entries.c.modality,
+        entries.c.vector,
+        # Most rows have no labels, and JSON is slow to read.
+        case((entries.c.has_labels, entries.c.labels)).label("labels"),
+        entries.c.encoder_id,
+    ).where(entries.c.cache_id == record.id, entries.c.modality.in_(list(encoder.modalities)), wanted)
 
 
+def _codes(encoder: Encoder, modality: str, rows: Sequence[Row[Any]]) -> dict[str, list[Any]]:
+    """What _SET_CODES takes, for the rows of one modality."""
+    group = [row for row in rows if row.modality == modality]
+    if not group:
+        return {"row_id": []}
+    codings = code_rows(
+        encoder,
+        vectors_of([row.vector for row in group]),
+        modality=modality,
+        labels=[row.labels or () for row in group],
+    )
+    return {
+        "row_id": [row.id for row in group],
+        "read_encoder_id": [row.encoder_id for row in group],
+        "row_code": [coding.code for coding in codings],
+        "row_label_code": [coding.label_code for coding in codings],
+        "row_encoder_id": [coding.encoder_id for coding in codings],
+    }
+
+
+# Of rows that are as they were read: what replaced one meanwhile has another id, as a row's vector never
+# changes and ids are never used again; one that was coded meanwhile has another encoder. A label code stays.
 _SET_CODES = (
     update(entries)
-    .where(entries.c.id == bindparam("row_id"))
+    .where(
+        entries.c.id == bindparam("row_id"),
+        entries.c.encoder_id.is_not_distinct_from(bindparam("read_encoder_id")),
+    )
     .values(
         code=bindparam("row_code"),
-        label_code=bindparam("row_label_code"),
+        label_code=func.coalesce(entries.c.label_code, bindparam("row_label_code")),
         encoder_id=bindparam("row_encoder_id"),
     )
 )

@@ -136,7 +136,7 @@ class Refresher:
         self._stopped = threading.Event()
         refresh = config.refresh
         self._threads = [
-            self._thread("feed", (refresh.feed_seconds, replicas.follow)),
+            self._thread("feed", (refresh.feed_seconds, self.follow)),
             self._thread(
                 "generations",
                 (refresh.accesses_seconds, replicas.open_new_generations),
@@ -163,6 +163,14 @@ class Refresher:
             thread.join()
         self._compactor.stop()
         self._guarded(self.write_accesses)
+
+    def follow(self) -> None:
+        """Bring every replica up to the store. Raises: StoreUnavailableError."""
+        self._replicas.follow()
+        # Said here alone: this duty reads the store each time, others may end well without.
+        if not self._store_reachable:
+            logger.info("the store is reachable again")
+        self._store_reachable = True
 
     def write_accesses(self) -> None:
         """Write what lookups did since the last time. Raises: what the last failure was; nothing is lost."""
@@ -219,7 +227,3 @@ class Refresher:
         except Exception:
             # A thread must outlive what it could not do: a replica that stops following is worse.
             logger.exception("%s failed", getattr(duty, "__name__", duty))
-        else:
-            if not self._store_reachable:
-                logger.info("the store is reachable again")
-            self._store_reachable = True

@@ -15,22 +15,35 @@ from hashing.checkpoint import load_encoder
 from hashing.errors import HashingError
 from hashing.inference import Encoder
 from index.config import IndexConfig
-from index.errors import DamagedGenerationError, IndexFault
+from index.errors import DamagedFileError, DamagedGenerationError, IndexFault
 from index.manifest import current_generation, open_generation, read_manifest
 from index.rows import Rows, SegmentKey
 from index.sealed_segment import SealedSegment
 from index.vector_index import VectorIndex
-from service.bulk import scan_segment_rows
 from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
 from service.errors import NotCaughtUpError
 from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
+from service.row_scan import scan_segment_rows
 from service.rows import category_not_found, read_cache_by_id, read_categories, read_weights
 from service.tables import caches, calibrations, generations
 
 logger = logging.getLogger(__name__)
+
+
+class ForeignGenerationError(Exception):
+    """A generation is of another store, or of a later state of this one than the store is in now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A generation on disk that is not served. `is_damaged`: its files are; otherwise they are sound, and
+    another one would not serve this store better."""
+
+    generation: str
+    is_damaged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +114,12 @@ class CacheReplica:
         self.root = index_root(data_dir, record.id)
         self._lock = threading.Lock()  # guards every replacement of state
         self._advanced = threading.Condition()
-        self.refused_generation: str | None = None  # what is on disk, and not served because it is damaged
+        self.refusal: Refusal | None = None  # of the current generation
         with reading(engine) as connection:
             empty = VectorIndex(index_config(record, search))
             self.state = self._read_settings(connection, CacheState(record, {}, {}, EncoderSet(), empty))
         # Nothing is served yet that all processors could be taken from.
-        if not self.open_new_generation(threads=len(os.sched_getaffinity(0))):
+        if not self.open_new_generation(threads=_processor_count()):
             self._rebuild()
         self.catch_up()
 
@@ -130,7 +143,8 @@ class CacheReplica:
     def open_new_generation(self, *, threads: int = 1) -> bool:
         """Serve the current generation if it is not the one served; False where there is none to open.
 
-        threads: to load it with. A damaged generation is refused by name, once, and what is served stays.
+        threads: to load it with. A generation that is damaged, or not of this store, is refused by name,
+        once, and what is served stays.
         """
         name = self._name_to_open()
         if name is None:
@@ -149,10 +163,10 @@ class CacheReplica:
                 self.state = self._read_settings(connection, replace(state, encoders=self.state.encoders))
                 for category_id in {key[0] for key in opened.partitions} - set(self.state.category_names):
                     opened.drop_category(category_id)
-        except (IndexFault, FeedPrunedError, HashingError) as error:
-            self._refuse(name, str(error))
+        except (IndexFault, ForeignGenerationError, FeedPrunedError, HashingError) as error:
+            self._refuse(name, str(error), is_damaged=isinstance(error, DamagedFileError))
             return False
-        self.refused_generation = None
+        self.refusal = None
         logger.info("serving generation %s of %s", name, self.state.record.name)
         return True
 
@@ -176,29 +190,31 @@ class CacheReplica:
 
     def _name_to_open(self) -> str | None:
         """The current generation, unless it is served already or was refused."""
+        refused = None if self.refusal is None else self.refusal.generation
         try:
             name = current_generation(self.root)
         except DamagedGenerationError as error:
-            if self.refused_generation != str(error):
-                self._refuse(str(error), "there is none to open")
+            if refused != str(error):
+                self._refuse(str(error), "there is none to open", is_damaged=True)
             return None
         if name == self.state.index.generation:
-            self.refused_generation = None
+            self.refusal = None
             return None
-        return None if name == self.refused_generation else name
+        return None if name == refused else name
 
     def _load_generation(self, name: str, *, threads: int) -> VectorIndex:
-        """The generation's index as it was built. Raises: IndexFault."""
+        """The generation's index as it was built. Raises: IndexFault, ForeignGenerationError."""
         owner = read_manifest(self.root, name).cache
         with reading(self._engine) as connection:
             if not is_listed(connection, self.state.record, owner):
-                raise DamagedGenerationError(self.root / name, "was not built from this store as it is now")
+                path = self.root / name
+                raise ForeignGenerationError(f"{path}: was not built from this store as it is now")
         config = index_config(self.state.record, self._search)
         return open_generation(self.root, name, config=config, cache=owner, threads=threads)
 
-    def _refuse(self, name: str, reason: str) -> None:
+    def _refuse(self, name: str, reason: str, *, is_damaged: bool) -> None:
         logger.error("generation %s of %s is refused: %s", name, self.state.record.name, reason)
-        self.refused_generation = name
+        self.refusal = Refusal(name, is_damaged)
 
     def _follow(self, connection: Connection, index: VectorIndex) -> None:
         while (page := read_changes(connection, self.state.record, after=index.applied_seq)) is not None:
@@ -273,3 +289,10 @@ def read_versions(connection: Connection) -> dict[str, tuple[int, int, int]]:
     """Per cache name: row id, config version, seq. Cheap enough to ask many times a second."""
     query = select(caches.c.name, caches.c.id, caches.c.config_version, caches.c.seq)
     return {row.name: (row.id, row.config_version, row.seq) for row in connection.execute(query)}
+
+
+def _processor_count() -> int:
+    """Processors that this process may use, as far as the system says."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from service.errors import NotFoundError
 from service.keys import cache_name, child_name
@@ -123,26 +123,9 @@ def read_entry(connection: Connection, cache: CacheRecord, name: str, *, now_ms:
 
 def entry_query(cache_id: int) -> Select[Any]:
     """Entries of a cache with their responses; add conditions and an order."""
-    return _entries_with_responses().where(entries.c.cache_id == cache_id)
-
-
-def whole_cache_query(cache_id: int) -> Select[Any]:
-    """All entries of a cache with their responses, for `scan_entries`."""
-    return _entries_with_responses().where(of_cache_by_id(cache_id))
-
-
-def of_cache_by_id(cache_id: int) -> ColumnElement[bool]:
-    """The entries of a cache, for a scan in the order of row ids.
-
-    Written so that no index on cache_id serves it: SQLite would choose that one, and sort what is left of the
-    cache at every page, which takes the square of the rows in all.
-    """
-    return entries.c.cache_id + 0 == cache_id
-
-
-def _entries_with_responses() -> Select[Any]:
     columns = (*_ENTRY_COLUMNS, responses.c.body.label("response"), responses.c.content_type)
-    return select(*columns).join(responses, responses.c.entry_id == entries.c.id)
+    joined = select(*columns).join(responses, responses.c.entry_id == entries.c.id)
+    return joined.where(entries.c.cache_id == cache_id)
 
 
 def read_entries(connection: Connection, query: Select[Any], *, with_tags: bool = True) -> list[EntryRecord]:

@@ -14,7 +14,7 @@ from index.requests import Match, Partition, SearchRequest, SearchResult
 from service.database import reading
 from service.embedder import Embedder
 from service.embedding import Input, embed_inputs
-from service.errors import PreconditionError, ServiceError
+from service.errors import PreconditionError
 from service.keys import scope_key
 from service.payload import unpack_payload
 from service.records import EntryRecord, Selection
@@ -103,14 +103,10 @@ class VectorSearch:
         )
         # Embedding may have taken long: what is found is what is live and known now.
         state, now_ms = replica.state, self._clock()
-        filtered: list[_Search] = []
-        try:
-            for query, vector in zip(queries, vectors, strict=True):
-                filtered.append(self._filtered(state, query, vector))
-        except ServiceError:
-            _search_all(state, filtered, now_ms=now_ms)  # an error of an earlier query comes first
-            raise
-        results = _search_all(state, filtered, now_ms=now_ms)
+        searches = [
+            self._filtered(state, query, vector) for query, vector in zip(queries, vectors, strict=True)
+        ]
+        results = _search_all(state, searches, now_ms=now_ms)
         return [self._answer(state, query, result) for query, result in zip(queries, results, strict=True)]
 
     def _filtered(self, state: CacheState, query: SearchQuery, vector: NDArray[np.float32]) -> _Search:
@@ -142,17 +138,12 @@ def _search_all(state: CacheState, searches: Sequence[_Search], *, now_ms: int) 
 
     Raises: PreconditionError.
     """
-    by_label: dict[int, SearchResult] = {}
-    instances: list[_Search] = []
-    for i, search in enumerate(searches):
-        if not search.query.by_label:
-            instances.append(search)
-            continue
-        try:
-            by_label[i] = _search_labels(state, search, now_ms=now_ms)
-        except PreconditionError:
-            _search_instances(state, instances, now_ms=now_ms)  # an error of an earlier query comes first
-            raise
+    by_label = {
+        i: _search_labels(state, search, now_ms=now_ms)
+        for i, search in enumerate(searches)
+        if search.query.by_label
+    }
+    instances = [search for search in searches if not search.query.by_label]
     found = iter(_search_instances(state, instances, now_ms=now_ms))
     return [by_label[i] if i in by_label else next(found) for i in range(len(searches))]
 

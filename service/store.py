@@ -230,9 +230,8 @@ def _store_chunk(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Stored
             incoming_count=len(incoming),
             incoming_bytes=sum(item.size_bytes for item in incoming),
         )
-    rows = [_entry_values(tx, item, name) for item, name in zip(items, names, strict=True)]
-    for i, row in enumerate(rows):
-        row["seq"] = tx.seq + 1 + i
+    columns = entry_columns(tx, items, names=names)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     statement = insert(entries).returning(entries.c.id, sort_by_parameter_order=True)
     row_ids = list(tx.connection.execute(statement, rows).scalars())
     tx.record(Operation.UPSERT, row_ids)
@@ -295,33 +294,45 @@ def _check_names_free(tx: CacheTransaction, names: Sequence[str]) -> None:
         )
 
 
-def _entry_values(tx: CacheTransaction, item: NewEntry, name: str) -> dict[str, Any]:
-    lifetime = expiration.lifetime(item, tx.category(item.category_id).policy, now_ms=tx.now_ms)
-    key = None if item.fingerprint is None else fingerprint_key(item.scope, item.fingerprint)
+def entry_columns(
+    tx: CacheTransaction, items: Sequence[NewEntry], *, names: Sequence[str]
+) -> dict[str, Sequence[Any]]:
+    """The columns of `entries` for the next rows, without the id that the database gives; labels are lists.
+
+    Raises: NotFoundError.
+    """
+    policies = {key: tx.category(key).policy for key in {item.category_id for item in items}}
+    lifetimes = [expiration.lifetime(item, policies[item.category_id], now_ms=tx.now_ms) for item in items]
+    create_times = [lifetime.create_ms for lifetime in lifetimes]
+    codings = [item.coding for item in items]
+    keys = [
+        None if item.fingerprint is None else fingerprint_key(item.scope, item.fingerprint) for item in items
+    ]
     return {
-        "cache_id": tx.cache_id,
-        "category_id": item.category_id,
-        "name": name,
-        "scope": item.scope,
-        "fingerprint_key": key,
-        "fingerprint": item.fingerprint,
-        "text": item.text,
-        "labels": list(item.labels),
-        "has_labels": bool(item.labels),
-        "source": item.source,
-        "modality": item.modality,
-        "embedder_id": item.embedder_id,
-        "vector": item.vector.tobytes(),
-        "code": item.coding.code if item.coding else None,
-        "label_code": item.coding.label_code if item.coding else None,
-        "encoder_id": item.coding.encoder_id if item.coding else None,
-        "ttl_ms": lifetime.ttl_ms,
-        "ttl_mode": lifetime.ttl_mode,
-        "create_ms": lifetime.create_ms,
-        "expire_ms": lifetime.expire_ms,
-        "access_ms": lifetime.create_ms,
-        "access_count": 0,
-        "size_bytes": item.size_bytes,
+        "cache_id": [tx.cache_id] * len(items),
+        "category_id": [item.category_id for item in items],
+        "name": names,
+        "scope": [item.scope for item in items],
+        "fingerprint_key": keys,
+        "fingerprint": [item.fingerprint for item in items],
+        "text": [item.text for item in items],
+        "labels": [list(item.labels) for item in items],
+        "has_labels": [bool(item.labels) for item in items],
+        "source": [item.source for item in items],
+        "modality": [item.modality for item in items],
+        "embedder_id": [item.embedder_id for item in items],
+        "vector": [item.vector.tobytes() for item in items],
+        "code": [None if coding is None else coding.code for coding in codings],
+        "label_code": [None if coding is None else coding.label_code for coding in codings],
+        "encoder_id": [None if coding is None else coding.encoder_id for coding in codings],
+        "ttl_ms": [lifetime.ttl_ms for lifetime in lifetimes],
+        "ttl_mode": [lifetime.ttl_mode for lifetime in lifetimes],
+        "create_ms": create_times,
+        "expire_ms": [lifetime.expire_ms for lifetime in lifetimes],
+        "access_ms": create_times,
+        "access_count": [0] * len(items),
+        "size_bytes": [item.size_bytes for item in items],
+        "seq": range(tx.seq + 1, tx.seq + 1 + len(items)),
     }
 
 

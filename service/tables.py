@@ -127,6 +127,7 @@ entries = Table(
     Index(None, "category_id", "access_ms"),
     Index(None, "category_id", "access_count", "access_ms"),
     Index(None, "cache_id", "seq"),
+    Index(None, "cache_id", "id"),  # scans of one cache in pages
     sqlite_autoincrement=True,
 )
 

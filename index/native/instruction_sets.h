@@ -3,8 +3,8 @@
 struct kernels {
     void (*search)(const struct layout *, const uint64_t *, const struct plan *, int64_t, const struct filter *,
                    struct query *, int64_t);
-    void (*half_distances)(const uint16_t *, int64_t, const int64_t *, int64_t, const float *, float, float *);
-    void (*byte_distances)(const int8_t *, int64_t, const int64_t *, int64_t, const float *, float, float *);
+    void (*half_distances)(const uint16_t *, int64_t, const int64_t *, int64_t, const float *, float *);
+    void (*byte_distances)(const int8_t *, int64_t, const int64_t *, int64_t, const float *, float *);
     void (*quantise)(const uint16_t *, int64_t, int64_t, int8_t *);
 };
 
@@ -14,6 +14,14 @@ static INLINE lanes portable_halves(const uint16_t *halves)
     for (int i = 0; i < 16; i++)
         values[i] = half_to_float(halves[i]);
     return values;
+}
+
+/* Round to -127..127; what is not a number goes to an end. */
+static INLINE int8_t to_byte(float value)
+{
+    value = value < 127 ? value : 127;
+    value = value > -127 ? value : -127;
+    return (int8_t)(value + (value < 0 ? -0.5f : 0.5f));
 }
 
 static INLINE lanes portable_bytes(const int8_t *bytes)
@@ -61,7 +69,9 @@ static INLINE uint64_t any_word(const uint64_t *words, int count)
 #undef HALVES_AT
 #undef BYTES_AT
 
-#if defined(__x86_64__)
+/* Only GCC compiles functions of one file for several instruction sets by these pragmas. */
+#if defined(__x86_64__) && !defined(__clang__)
+#define HAS_X86_KERNELS
 #include <immintrin.h>
 
 #pragma GCC push_options
@@ -154,7 +164,7 @@ static void detect(void)
 {
     supported_count = 0;
     supported[supported_count++] = (struct instruction_set){"portable", &portable_kernels};
-#if defined(__x86_64__)
+#ifdef HAS_X86_KERNELS
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         supported[supported_count++] = (struct instruction_set){"avx2", &avx2_kernels};

@@ -129,13 +129,12 @@ static INLINE void NAME(search_block)(const struct layout *layout, const uint64_
 static void NAME(search)(const struct layout *layout, const uint64_t *blocks, const struct plan *plan, int64_t stride,
                          const struct filter *filter, struct query *queries, int64_t query_count)
 {
-    const int is_streamed = query_count > 1 || plan->count * layout->block_words * 8 > CACHED_BYTES;
     for (int64_t p = 0; p < plan->count; p += stride) {
         const struct visit *visit = &plan->visits[p];
         const uint64_t *block = blocks + visit->block * layout->block_words;
         const uint64_t *mask = visit->mask < 0 ? NULL : plan->masks[visit->mask];
         const uint64_t *ahead = NULL;
-        if (is_streamed && p + 2 * stride < plan->count)
+        if (p + 2 * stride < plan->count)
             ahead = blocks + plan->visits[p + 2 * stride].block * layout->block_words;
         for (int64_t i = 0; i < query_count; i++) {
             struct query *query = &queries[i];
@@ -158,10 +157,19 @@ static void NAME(search)(const struct layout *layout, const uint64_t *blocks, co
 static INLINE void NAME(half_products)(const uint16_t *row, const float *query, int64_t dim, lanes *dot, lanes *norm)
 {
     int64_t i = 0;
+    lanes odd_dot = {0}, odd_norm = {0}; /* a second chain of additions: one waits for its last result */
+    for (; i + 32 <= dim; i += 32) {
+        const lanes x = HALVES_AT(row + i), y = HALVES_AT(row + i + 16);
+        *dot += x * *(const unaligned_lanes *)(query + i);
+        odd_dot += y * *(const unaligned_lanes *)(query + i + 16);
+        *norm += x * x;
+        odd_norm += y * y;
+    }
+    *dot += odd_dot;
+    *norm += odd_norm;
     for (; i + 16 <= dim; i += 16) {
-        lanes x = HALVES_AT(row + i);
-        lanes q = *(const unaligned_lanes *)(query + i);
-        *dot += x * q;
+        const lanes x = HALVES_AT(row + i);
+        *dot += x * *(const unaligned_lanes *)(query + i);
         *norm += x * x;
     }
     if (i < dim) {
@@ -178,10 +186,19 @@ static INLINE void NAME(half_products)(const uint16_t *row, const float *query, 
 static INLINE void NAME(byte_products)(const int8_t *row, const float *query, int64_t dim, lanes *dot, lanes *norm)
 {
     int64_t i = 0;
+    lanes odd_dot = {0}, odd_norm = {0}; /* a second chain of additions: one waits for its last result */
+    for (; i + 32 <= dim; i += 32) {
+        const lanes x = BYTES_AT(row + i), y = BYTES_AT(row + i + 16);
+        *dot += x * *(const unaligned_lanes *)(query + i);
+        odd_dot += y * *(const unaligned_lanes *)(query + i + 16);
+        *norm += x * x;
+        odd_norm += y * y;
+    }
+    *dot += odd_dot;
+    *norm += odd_norm;
     for (; i + 16 <= dim; i += 16) {
-        lanes x = BYTES_AT(row + i);
-        lanes q = *(const unaligned_lanes *)(query + i);
-        *dot += x * q;
+        const lanes x = BYTES_AT(row + i);
+        *dot += x * *(const unaligned_lanes *)(query + i);
         *norm += x * x;
     }
     if (i < dim) {
@@ -195,28 +212,28 @@ static INLINE void NAME(byte_products)(const int8_t *row, const float *query, in
     }
 }
 
-/* Cosine distances of rows to a query, scale is 1 / its norm; offsets NULL: rows 0..count. */
+/* Cosine distances of rows to a query of norm 1 (or 0); offsets NULL: rows 0..count. */
 static void NAME(half_distances)(const uint16_t *vectors, int64_t dim, const int64_t *offsets, int64_t count,
-                                 const float *query, float scale, float *out)
+                                 const float *query, float *out)
 {
     for (int64_t i = 0; i < count; i++) {
         if (offsets && i + AHEAD < count)
             prefetch_row((const char *)(vectors + offsets[i + AHEAD] * dim), dim * sizeof(uint16_t));
         lanes dot = {0}, norm = {0};
         NAME(half_products)(vectors + (offsets ? offsets[i] : i) * dim, query, dim, &dot, &norm);
-        out[i] = cosine_distance(scale * sum_lanes(dot), sum_lanes(norm));
+        out[i] = cosine_distance(sum_lanes(dot), sum_lanes(norm));
     }
 }
 
 static void NAME(byte_distances)(const int8_t *vectors, int64_t dim, const int64_t *offsets, int64_t count,
-                                 const float *query, float scale, float *out)
+                                 const float *query, float *out)
 {
     for (int64_t i = 0; i < count; i++) {
         if (offsets && i + AHEAD < count)
             prefetch_row((const char *)(vectors + offsets[i + AHEAD] * dim), dim);
         lanes dot = {0}, norm = {0};
         NAME(byte_products)(vectors + (offsets ? offsets[i] : i) * dim, query, dim, &dot, &norm);
-        out[i] = cosine_distance(scale * sum_lanes(dot), sum_lanes(norm));
+        out[i] = cosine_distance(sum_lanes(dot), sum_lanes(norm));
     }
 }
 
@@ -240,7 +257,7 @@ static void NAME(quantise)(const uint16_t *vectors, int64_t row_count, int64_t d
             memcpy(part, from + i, sizeof(uint16_t) * width);
             *(unaligned_lanes *)values = HALVES_AT(part) * scale;
             for (int j = 0; j < width; j++)
-                to[i + j] = (int8_t)(values[j] + (values[j] < 0 ? -0.5f : 0.5f));
+                to[i + j] = to_byte(values[j]);
         }
     }
 }

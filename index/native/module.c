@@ -69,16 +69,21 @@ static PyObject *nearest(PyObject *self, PyObject *args)
     const int words = (bit_count + 63) / 64;
     const int64_t block_count = (row_count + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const uint64_t *blocks = READ(o_blocks, block_count * layout.block_words * 8, "blocks");
-    const struct span *spans = blocks ? READ(o_spans, span_count * sizeof(struct span), "spans") : NULL;
-    const uint64_t *codes = spans ? READ(o_codes, query_count * words * 8, "codes") : NULL;
-    const int32_t *max_distances = codes ? READ(o_max, query_count * 4, "max_distances") : NULL;
-    const int64_t *expire_times = max_distances ? READ(o_expire, row_count * 8, "expire_times") : NULL;
+    const uint64_t *codes = blocks ? READ(o_codes, query_count * words * 8, "codes") : NULL;
+    const int64_t *expire_times = codes ? READ(o_expire, row_count * 8, "expire_times") : NULL;
     int64_t *rows = expire_times ? WRITE(o_rows, query_count * wanted * 8, "rows") : NULL;
     int32_t *distances = rows ? WRITE(o_distances, query_count * wanted * 4, "distances") : NULL;
     int64_t *counts = distances ? WRITE(o_counts, query_count * 8, "counts") : NULL;
     if (!counts)
         goto done;
-    const int32_t *limits = NULL;
+    const struct span all_rows = {0, row_count}, *spans = &all_rows;
+    if (o_spans != Py_None && !(spans = READ(o_spans, span_count * sizeof(struct span), "spans")))
+        goto done;
+    if (o_spans == Py_None)
+        span_count = 1;
+    const int32_t *limits = NULL, *max_distances = NULL;
+    if (o_max != Py_None && !(max_distances = READ(o_max, query_count * 4, "max_distances")))
+        goto done;
     const uint64_t *scopes = NULL, *query_scopes = NULL;
     const uint8_t *allowed = NULL;
     if (o_limits != Py_None && !(limits = READ(o_limits, query_count * (layout.sums_count - 1) * 4, "limits")))
@@ -101,7 +106,7 @@ static PyObject *nearest(PyObject *self, PyObject *args)
             PyErr_SetString(PyExc_ValueError, "spans must ascend, apart from each other, within the rows");
             goto done;
         }
-    for (int64_t i = 0; i < query_count; i++)
+    for (int64_t i = 0; max_distances && i < query_count; i++)
         if (max_distances[i] > bit_count) {
             PyErr_SetString(PyExc_ValueError, "max_distances: beyond bit_count");
             goto done;
@@ -110,14 +115,15 @@ static PyObject *nearest(PyObject *self, PyObject *args)
     struct plan plan = {0};
     int is_out_of_memory = 0;
     Py_BEGIN_ALLOW_THREADS
-    if (query_count && posix_memalign((void **)&queries, 64, query_count * sizeof *queries)) {
-        queries = NULL;
+    void *aligned = NULL;
+    if (query_count && posix_memalign(&aligned, 64, query_count * sizeof *queries))
         is_out_of_memory = 1;
-    }
+    queries = aligned;
     int64_t prepared = 0;
     for (; !is_out_of_memory && prepared < query_count; prepared++) {
         const int64_t i = prepared;
-        is_out_of_memory = !prepare(&layout, &queries[i], codes + i * words, wanted, max_distances[i],
+        const int most = max_distances ? max_distances[i] : bit_count;
+        is_out_of_memory = !prepare(&layout, &queries[i], codes + i * words, wanted, most,
                                     limits ? limits + i * (layout.sums_count - 1) : NULL);
         queries[i].has_scope = query_scopes != NULL;
         queries[i].scope = query_scopes ? query_scopes[i] : 0;
@@ -216,14 +222,16 @@ static PyObject *distances(PyObject *args, int value_bytes)
                 goto done;
             }
     }
+    float *unit;
     Py_BEGIN_ALLOW_THREADS
-    const float scale = scale_of(query, dim);
-    if (value_bytes == 2)
-        chosen->kernels->half_distances(vectors, dim, offsets, count, query, scale, out);
-    else
-        chosen->kernels->byte_distances(vectors, dim, offsets, count, query, scale, out);
+    unit = unit_query(query, dim);
+    if (unit && value_bytes == 2)
+        chosen->kernels->half_distances(vectors, dim, offsets, count, unit, out);
+    else if (unit)
+        chosen->kernels->byte_distances(vectors, dim, offsets, count, unit, out);
+    free(unit);
     Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
+    result = unit ? Py_NewRef(Py_None) : PyErr_NoMemory();
 done:
     release(&buffers);
     return result;
@@ -251,13 +259,15 @@ static PyObject *rerank(PyObject *self, PyObject *args)
     const int8_t *bytes = NULL;
     if (!counts || (o_bytes != Py_None && !(bytes = READ(o_bytes, row_count * dim, "quantised"))))
         goto done;
-    for (int64_t i = 0; i < query_count; i++)
-        for (int64_t j = 0; j < found[i]; j++)
-            if (found[i] > width || (!bytes && found[i] > kept) || offsets[i * width + j] < 0 ||
-                offsets[i * width + j] >= row_count) {
-                PyErr_Format(PyExc_IndexError, "candidates are not of %lld rows, or too many", row_count);
-                goto done;
-            }
+    for (int64_t i = 0; i < query_count; i++) {
+        int is_wrong = found[i] < 0 || found[i] > width || (!bytes && found[i] > kept);
+        for (int64_t j = 0; !is_wrong && j < found[i]; j++)
+            is_wrong = offsets[i * width + j] < 0 || offsets[i * width + j] >= row_count;
+        if (is_wrong) {
+            PyErr_Format(PyExc_IndexError, "candidates are not of %lld rows, or too many", row_count);
+            goto done;
+        }
+    }
     int is_out_of_memory;
     Py_BEGIN_ALLOW_THREADS
     float *rough = malloc((width + 1) * sizeof *rough);
@@ -266,23 +276,27 @@ static PyObject *rerank(PyObject *self, PyObject *args)
     is_out_of_memory = !rough || !items || !rows;
     for (int64_t i = 0; !is_out_of_memory && i < query_count; i++) {
         const int64_t *candidates = offsets + i * width;
-        const float *query = queries + i * dim;
-        const float scale = scale_of(query, dim);
+        float *query = unit_query(queries + i * dim, dim);
         int64_t count = found[i];
+        if (!query) {
+            is_out_of_memory = 1;
+            break;
+        }
         for (int64_t j = 0; j < count; j++)
             items[j].place = j;
         if (bytes && count > kept) {
-            chosen->kernels->byte_distances(bytes, dim, candidates, count, query, scale, rough);
+            chosen->kernels->byte_distances(bytes, dim, candidates, count, query, rough);
             for (int64_t j = 0; j < count; j++)
                 items[j].distance = rough[j];
-            select_nearest(items, count, kept - 1);
+            select_nearest(items, count, kept);
             count = kept;
         }
         for (int64_t j = 0; j < count; j++) {
             places[i * kept + j] = items[j].place;
             rows[j] = candidates[items[j].place];
         }
-        chosen->kernels->half_distances(vectors, dim, rows, count, query, scale, out + i * kept);
+        chosen->kernels->half_distances(vectors, dim, rows, count, query, out + i * kept);
+        free(query);
         counts[i] = count;
     }
     free(rough);
@@ -290,6 +304,64 @@ static PyObject *rerank(PyObject *self, PyObject *args)
     free(rows);
     Py_END_ALLOW_THREADS
     result = is_out_of_memory ? PyErr_NoMemory() : Py_NewRef(Py_None);
+done:
+    release(&buffers);
+    return result;
+}
+
+/* The rows of the lists whose centroids are within the margin of the nearest one, and of the `least` nearest lists, as
+ * ascending spans; returns how many. */
+static PyObject *choose_spans(PyObject *self, PyObject *args)
+{
+    PyObject *o_centroids, *o_bounds, *o_query, *o_spans;
+    long long list_count, dim, least;
+    double margin;
+    struct buffers buffers = {.count = 0};
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "OLLOOdLO", &o_centroids, &list_count, &dim, &o_bounds, &o_query, &margin, &least,
+                          &o_spans))
+        return NULL;
+    if (list_count < 1 || dim < 0 || least < 1 || least > list_count)
+        return PyErr_Format(PyExc_ValueError, "a count is out of range");
+    const uint16_t *centroids = READ(o_centroids, list_count * dim * 2, "centroids");
+    const int64_t *bounds = centroids ? READ(o_bounds, (list_count + 1) * 8, "bounds") : NULL;
+    const float *query = bounds ? READ(o_query, dim * 4, "query") : NULL;
+    struct span *spans = query ? WRITE(o_spans, list_count * sizeof(struct span), "spans") : NULL;
+    if (!spans)
+        goto done;
+    int64_t span_count = 0;
+    int is_out_of_memory;
+    Py_BEGIN_ALLOW_THREADS
+    float *to_lists = malloc(list_count * sizeof *to_lists);
+    struct measured *items = malloc(list_count * sizeof *items);
+    float *unit = unit_query(query, dim);
+    is_out_of_memory = !to_lists || !items || !unit;
+    if (!is_out_of_memory) {
+        chosen->kernels->half_distances(centroids, dim, NULL, list_count, unit, to_lists);
+        for (int64_t i = 0; i < list_count; i++)
+            items[i] = (struct measured){to_lists[i], i};
+        select_nearest(items, list_count, least);
+        float nearest_list = items[0].distance, limit = items[0].distance;
+        for (int64_t i = 1; i < least; i++) {
+            nearest_list = items[i].distance < nearest_list ? items[i].distance : nearest_list;
+            limit = items[i].distance > limit ? items[i].distance : limit;
+        }
+        if (nearest_list + (float)margin > limit)
+            limit = nearest_list + (float)margin;
+        for (int64_t i = 0; i < list_count; i++) {
+            if (to_lists[i] > limit || bounds[i] == bounds[i + 1])
+                continue;
+            if (span_count && spans[span_count - 1].stop == bounds[i])
+                spans[span_count - 1].stop = bounds[i + 1];
+            else
+                spans[span_count++] = (struct span){bounds[i], bounds[i + 1]};
+        }
+    }
+    free(to_lists);
+    free(items);
+    free(unit);
+    Py_END_ALLOW_THREADS
+    result = is_out_of_memory ? PyErr_NoMemory() : PyLong_FromLongLong(span_count);
 done:
     release(&buffers);
     return result;
@@ -392,6 +464,7 @@ static PyMethodDef methods[] = {
     {"nearest", nearest, METH_VARARGS, NULL},
     {"append", append, METH_VARARGS, NULL},
     {"rerank", rerank, METH_VARARGS, NULL},
+    {"choose_spans", choose_spans, METH_VARARGS, NULL},
     {"half_distances", half_distances, METH_VARARGS, NULL},
     {"byte_distances", byte_distances, METH_VARARGS, NULL},
     {"quantise", quantise, METH_VARARGS, NULL},

@@ -15,7 +15,6 @@
 #define SAMPLE_STRIDE 16 /* of the blocks, one in so many */
 #define SAMPLED_MIN_WANTED 32
 #define SAMPLED_MIN_RATIO 64 /* rows to search for each wanted */
-#define CACHED_BYTES (16 << 20) /* codes up to this size tend to stay in a cache: prefetching them costs */
 
 struct sums {
     int end;    /* they count the planes before this one */
@@ -211,8 +210,10 @@ static int make_plan(struct plan *plan, const struct span *spans, int64_t span_c
     plan->count = 0;
     plan->visits = malloc((most_visits + 1) * sizeof *plan->visits);
     const size_t mask_bytes = (2 * span_count + 1) * sizeof *plan->masks; /* only a span's ends are not whole blocks */
-    if (!plan->visits || posix_memalign((void **)&plan->masks, 64, mask_bytes))
+    void *masks = NULL;
+    if (!plan->visits || posix_memalign(&masks, 64, mask_bytes))
         return 0;
+    plan->masks = masks;
     memset(plan->masks, 0, mask_bytes);
     int64_t mask_count = 0;
     for (int64_t s = 0; s < span_count; s++) {

@@ -38,6 +38,7 @@ static void search(const struct layout *layout, const uint64_t *blocks, const st
 static int prepare(const struct layout *layout, struct query *query, const uint64_t *code, int64_t wanted,
                    int max_distance, const int32_t *limits)
 {
+    max_distance = max_distance < -1 ? -1 : max_distance;
     const int zero_plane = layout->bit_count * PLANE_WORDS;
     int size = 0, start_bit = 0;
     query->weight = 0;

@@ -195,6 +195,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("cache_id", "name", name=op.f("uq_entries_cache_id_name")),
         sqlite_autoincrement=True,
     )
+    op.create_index(op.f("ix_entries_cache_id_id"), "entries", ["cache_id", "id"], unique=False)
     op.create_index(op.f("ix_entries_cache_id_seq"), "entries", ["cache_id", "seq"], unique=False)
     op.create_index(
         op.f("ix_entries_category_id_access_count_access_ms"),
@@ -274,6 +275,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_entries_category_id_access_ms"), table_name="entries")
     op.drop_index(op.f("ix_entries_category_id_access_count_access_ms"), table_name="entries")
     op.drop_index(op.f("ix_entries_cache_id_seq"), table_name="entries")
+    op.drop_index(op.f("ix_entries_cache_id_id"), table_name="entries")
     op.drop_table("entries")
     op.drop_index(op.f("ix_requests_create_ms"), table_name="requests")
     op.drop_table("requests")

@@ -52,7 +52,8 @@ def add_stored_arguments(parser: argparse.ArgumentParser) -> None:
 def stored_rows(arguments: argparse.Namespace) -> Iterator[Stored]:
     """A store of as many rows as were asked for, with a generation; the one in `--folder` if there is one.
 
-    Vectors are random: what a start or a swap takes does not depend on them. Raises: CommandError.
+    Vectors are random: what a start or a swap takes does not depend on them. Raises: CommandError, also where
+    the folder holds another count of rows than was asked for.
     """
     row_count = arguments.rows or (_QUICK_ROWS if arguments.quick else _ROWS)
     with contextlib.ExitStack() as stack:
@@ -68,6 +69,8 @@ def stored_rows(arguments: argparse.Namespace) -> Iterator[Stored]:
             texts = select(func.count()).select_from(entries).where(entries.c.text != "")
             row_count = int(connection.execute(texts).scalar_one())
         engine.dispose()
+        if arguments.rows not in (None, row_count):
+            raise CommandError(f"{folder} holds {row_count:,} rows, --rows asks for {arguments.rows:,}")
         yield Stored(config_path=folder / "nearhit.toml", address=config.server.address, row_count=row_count)
 
 

@@ -152,6 +152,17 @@ def test_fewer_rows_get_no_lists(tmp_path):
     assert segment.rows.is_ascending
 
 
+@pytest.mark.parametrize("lists_min_rows", [10, 1_000])
+def test_build_of_rows_that_are_not_finite_is_refused(root, lists_min_rows):
+    vectors = unit_vectors(60, seed=1).astype(np.float16)
+    vectors[31, 3] = np.nan
+    batches = [(KEY, make_rows(range(100, 160), vectors=vectors, codes=encode(unit_vectors(60, seed=1))))]
+    before = names(root)
+    with pytest.raises(InvalidRowsError if lists_min_rows == 10 else DamagedGenerationError):
+        build(root, batches, config=config(lists_min_rows=lists_min_rows, rows_per_list=30))
+    assert (current_generation(root), names(root)) == ("gen-00000001", before)
+
+
 def test_id_in_two_batches_is_refused(tmp_path):
     with pytest.raises(InvalidRowsError):
         build(tmp_path, [(KEY, make_rows([1, 2])), (KEY, make_rows([2, 3]))])

@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 from index_rows import (
+    CODE_BITS,
     CONFIG,
     DIM,
     ENCODER,
@@ -119,14 +120,40 @@ def test_other_dimension_in_a_modality_is_refused():
         ({"vector": unit_vectors(1, seed=0)[0].astype(np.float64)}, DimensionError),
         ({"vector": np.full(DIM, np.nan, np.float32)}, ValueError),
         ({"codes": {ENCODER: np.zeros(3, np.uint64)}}, DimensionError),
+        ({"codes": {ENCODER: np.array([0, 1 << (CODE_BITS - 64)], np.uint64)}}, ValueError),
+        ({"codes": {ENCODER: np.array([0, 1 << 63], np.uint64)}}, ValueError),
         ({"k": 0}, ValueError),
         ({"now_ms": -1}, ValueError),
+        ({"min_recall": np.nan}, ValueError),
+        ({"threshold": np.nan}, ValueError),
+        ({"threshold": -1e-9}, ValueError),
+        ({"radii": {ENCODER: {64: -1, CODE_BITS: 9}}}, ValueError),
+        ({"radii": {ENCODER: {64: 65, CODE_BITS: 70}}}, ValueError),
+        ({"radii": {ENCODER: {CODE_BITS: CODE_BITS + 1}}}, ValueError),
+        ({"radii": {ENCODER: {CODE_BITS + 1: 3}}}, ValueError),
+        ({"radii": {ENCODER: {}, "encoder-b": {-1: -1}}}, ValueError),
     ],
 )
 def test_invalid_request_is_refused(changes, error):
     index = index_of((KEY, make_rows([1])))
     with pytest.raises(error):
         index.search(request(unit_vectors(1, seed=0)[0], **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"codes": {ENCODER: np.array([2**64 - 1, (1 << (CODE_BITS - 64)) - 1], np.uint64)}},
+        {"threshold": 0.0},
+        {"threshold": np.inf},
+        {"threshold": 0.0, "radii": {ENCODER: {64: 0, CODE_BITS: 0}}},
+        {"threshold": 0.0, "radii": {ENCODER: {64: 64, CODE_BITS: CODE_BITS}, "encoder-b": {}}},
+    ],
+)
+def test_request_at_the_edge_of_what_is_valid_is_answered(changes):
+    vector = make_rows([1]).vectors[0].astype(np.float32)
+    result = index_of((KEY, make_rows([1]))).search(request(vector, **changes))
+    assert result.nearest_distance == pytest.approx(0, abs=1e-6)
 
 
 def test_dropped_category_is_gone_and_others_stay():
@@ -160,6 +187,20 @@ def test_highest_id_of_a_fingerprint_in_several_segments_is_found(sealed_id):
     index = VectorIndex(CONFIG, sealed=[sealed(make_rows([sealed_id], fingerprints=key))])
     index.apply(Changes(seq=1, upserts=((KEY, make_rows([50], fingerprints=key)),)))
     assert index.find_fingerprint(TEXT, (7, 8), now_ms=NOW).entry_id == max(50, sealed_id)
+
+
+@pytest.mark.parametrize("list_count", [0, 12])
+def test_highest_id_of_a_fingerprint_is_found_whatever_the_order_of_the_rows(list_count):
+    ids = np.arange(100, 400)
+    keys = np.stack([ids % 5, ids % 3], axis=1).astype(np.uint64)  # some share their first word only
+    index = VectorIndex(
+        CONFIG, sealed=[sealed(make_rows(ids, seed=4, fingerprints=keys), list_count=list_count)]
+    )
+    for key in np.unique(keys[keys.any(axis=1)], axis=0).tolist():
+        same = ids[(keys == key).all(axis=1)]
+        assert index.find_fingerprint(TEXT, tuple(key), now_ms=NOW).entry_id == same[-1]
+    index.apply(Changes(seq=1, deleted_ids=same[-2:]))
+    assert index.find_fingerprint(TEXT, tuple(key), now_ms=NOW).entry_id == same[-3]
 
 
 def test_dead_fingerprints_are_not_found():

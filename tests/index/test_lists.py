@@ -71,6 +71,15 @@ def test_build_shows_its_progress():
     assert seen == [(4_096, 5_000), (5_000, 5_000)]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("row_count", "list_count"), [(40, 3), (2_000, 1)])  # in the sample; hardly ever
+def test_rows_that_are_not_finite_are_refused(value, row_count, list_count):
+    vectors = clustered(row_count)
+    vectors[row_count // 2, 5] = value
+    with pytest.raises(InvalidRowsError, match="finite"):
+        build_lists(vectors, list_count=list_count, seed=0)
+
+
 @pytest.mark.parametrize("list_count", [0, 6])
 def test_more_lists_than_rows_or_none_are_refused(list_count):
     with pytest.raises(ValueError, match="list_count"):

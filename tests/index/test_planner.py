@@ -11,7 +11,7 @@ from index import (
     SegmentTraits,
     plan,
 )
-from index.list_margins import RECALLS
+from index.list_margins import NEIGHBOURS, RECALLS
 from index.planner import graph_falls_short, pass_rate, prefix_pass_rate, scan_proves_miss, unavailable
 
 CONFIG = IndexConfig(
@@ -32,9 +32,10 @@ SEGMENT = {
     "has_query_code": True,
     "has_graph": False,
     "has_lists": False,
+    "matching_share": 1.0,
     "prefix_pass_rate": None,
 }
-QUERY = {"allowed_count": None, "min_recall": 0.0, "query_count": 1}
+QUERY = {"k": 5, "allowed_count": None, "min_recall": 0.0, "query_count": 1}
 
 
 def plan_for(requested=None, **facts):
@@ -56,14 +57,16 @@ def plan_for(requested=None, **facts):
         ({"has_codes": False, "row_count": 101, "has_graph": True}, HNSW),
         ({"has_codes": False, "row_count": 101, "has_graph": True, "min_recall": 0.95}, HNSW),
         ({"has_codes": False, "row_count": 101, "has_graph": True, "min_recall": 0.96}, EXACT),
-        # Lists of allowed ids, perfect recall.
+        # Lists of allowed ids, more recall than was measured.
         ({"allowed_count": 10}, EXACT),
         ({"allowed_count": 0}, EXACT),
         ({"allowed_count": 11}, SCAN),
         ({"allowed_count": 10, "has_query_code": False, "row_count": 101, "has_graph": True}, EXACT),
         ({"allowed_count": 10, "prefix_pass_rate": 0.0}, EXACT),
         ({"min_recall": 1.0, "prefix_pass_rate": 0.0, "has_lists": True, "has_graph": True}, EXACT),
-        ({"min_recall": 0.999}, SCAN),
+        ({"min_recall": RECALLS[-1]}, SCAN),
+        ({"min_recall": 0.9995}, EXACT),
+        ({"min_recall": 0.9995, "prefix_pass_rate": 0.0, "has_lists": True, "has_graph": True}, EXACT),
         # Cascade.
         ({"prefix_pass_rate": 0.02}, CASCADE),
         ({"prefix_pass_rate": 0.021}, SCAN),
@@ -76,7 +79,13 @@ def plan_for(requested=None, **facts):
         ({"has_lists": True}, IVF),
         ({"has_lists": True, "min_recall": 0.95}, IVF),  # whatever list_recall is
         ({"has_lists": True, "min_recall": RECALLS[-1]}, IVF),
-        ({"has_lists": True, "min_recall": 0.9995}, SCAN),
+        ({"has_lists": True, "k": NEIGHBOURS}, IVF),
+        ({"has_lists": True, "k": NEIGHBOURS + 1}, SCAN),
+        ({"has_lists": True, "matching_share": 0.5}, IVF),
+        ({"has_lists": True, "matching_share": 0.49}, SCAN),
+        ({"has_lists": True, "allowed_count": 11, "matching_share": 0.2}, SCAN),
+        ({"has_lists": True, "matching_share": 0.01, "prefix_pass_rate": 0.0}, CASCADE),
+        ({"has_lists": True, "has_graph": True, "partition_row_count": 1001, "k": NEIGHBOURS + 1}, SCAN),
         ({"has_lists": True, "query_count": 3}, IVF),
         ({"has_lists": True, "query_count": 4}, SCAN),
         ({"has_lists": True, "has_query_code": False}, EXACT),
@@ -93,7 +102,7 @@ def plan_for(requested=None, **facts):
         ({"requested": SCAN, "partition_row_count": 1001, "has_graph": True}, SCAN),
         ({"requested": SCAN, "allowed_count": 1}, SCAN),
         ({"requested": HNSW, "has_graph": True}, HNSW),
-        ({"requested": IVF, "has_lists": True, "query_count": 99, "min_recall": 1.0}, IVF),
+        ({"requested": IVF, "has_lists": True, "query_count": 99, "min_recall": 1.0, "k": 99}, IVF),
         ({"requested": CASCADE, "prefix_pass_rate": 1.0, "row_count": 1}, CASCADE),
     ],
 )
@@ -126,8 +135,10 @@ def test_planned_paths_are_available_whatever_the_traits():
         ):
             facts = {"has_codes": codes, "has_query_code": code, "has_graph": graph, "has_lists": lists}
             facts |= {"prefix_pass_rate": rate, "row_count": rows, "partition_row_count": rows}
-            path = plan_for(**facts, min_recall=recall, query_count=queries)
-            assert unavailable(path, SegmentTraits(**(SEGMENT | facts))) is None
+            for k, share in ((1, 1.0), (99, 1.0), (1, 0.1)):
+                facts["matching_share"] = share
+                path = plan_for(**facts, k=k, min_recall=recall, query_count=queries)
+                assert unavailable(path, SegmentTraits(**(SEGMENT | facts))) is None
 
 
 # What lets few rows through.
@@ -150,13 +161,14 @@ def test_pass_rate_grows_with_the_radius():
         ({}, None),
         ({256: 3}, None),
         ({64: 3}, None),
+        ({64: 12, 128: 20}, None),  # none of the whole code
         ({64: 12, 256: 40}, pass_rate(12, 64)),
         ({64: 12, 128: 60, 256: 40}, pass_rate(12, 64)),
         ({64: 30, 128: 30, 256: 250}, pass_rate(30, 128)),
     ],
 )
 def test_the_strictest_prefix_decides_and_the_whole_code_is_none(radii, rate):
-    assert prefix_pass_rate(radii) == rate
+    assert prefix_pass_rate(radii, code_bits=256) == rate
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,23 @@ def test_all_candidates_are_measured_where_there_are_no_int8_vectors(name):
         np.testing.assert_allclose(distances[i, :count], expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("scale", [1e-40, 1e38])
+def test_tiny_and_huge_queries_find_what_those_of_norm_one_do(name, scale):
+    _kernels.choose(name)
+    vectors, queries, offsets, found = random_case(4)
+    scaled = (queries.astype(np.float64) * scale).astype(np.float32)
+    places, distances, kept = rerank(
+        vectors, quantise(vectors), scaled, offsets=offsets, found=found, exact_count=9
+    )
+    for i, query in enumerate(scaled):
+        chosen = places[i, : kept[i]]
+        rough = exact_distances(quantise(vectors)[offsets[i, : found[i]]], query)
+        np.testing.assert_allclose(np.sort(rough[chosen]), np.sort(rough)[: kept[i]], atol=2e-6)
+        expected = exact_distances(vectors[offsets[i, chosen]], query)
+        np.testing.assert_allclose(distances[i, : kept[i]], expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("order", ["ascending", "descending", "equal"])
 def test_many_candidates_in_any_order_are_selected(order):
     vectors = unit_vectors(3_000, seed=5, dim=20).astype(np.float16)
@@ -110,6 +127,8 @@ def test_many_candidates_in_any_order_are_selected(order):
         ({"found": np.zeros(3, np.int64)}, DimensionError),
         ({"found": np.zeros(2)}, DimensionError),
         ({"found": np.array([3, 4])}, IndexError),
+        ({"found": np.array([3, -1])}, IndexError),
+        ({"found": np.array([-(2**63), 3])}, IndexError),
         ({"offsets": np.array([[0, 1, 9], [0, 1, 2]])}, IndexError),
         ({"offsets": np.array([[0, 1, 2], [0, -1, 2]])}, IndexError),
         ({"exact_count": 0}, ValueError),

@@ -99,6 +99,39 @@ def test_large_batch_answers_as_single_searches_do_where_there_are_no_lists(mixe
     assert mixed.search_batch(asked) == [mixed.search(single) for single in asked]
 
 
+def lists_alone():
+    segment = sealed(make_rows(range(900)), list_count=9)
+    return VectorIndex(config(gather_limit=0, probe_count=1), sealed=[segment])
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [{"k": k} for k in range(1, 9)],
+        [{"allowed_ids": np.arange(count)} for count in range(892, 900)],
+        [{"now_ms": NOW + step} for step in range(8)],
+        [{"scope": scope, "k": 3 + (scope is None)} for scope in (0, 0, 0, 0, None, None, None, None)],
+    ],
+)
+def test_requests_that_cannot_share_a_pass_are_not_counted_as_sharing(differences):
+    index = lists_alone()
+    queries = unit_vectors(8, seed=3)
+    asked = [request(query, **changes) for query, changes in zip(queries, differences, strict=True)]
+    results = index.search_batch(asked)
+    assert {result.path for result in results} == {SearchPath.IVF}
+    assert results == [index.search(single) for single in asked]
+
+
+@pytest.mark.parametrize("changes", [{}, {"scope": 0}, {"allowed_ids": np.arange(890)}])
+def test_requests_that_share_a_pass_scan_instead_of_searching_lists(changes):
+    index = lists_alone()
+    asked = [request(query, **changes) for query in unit_vectors(8, seed=3)]
+    assert {result.path for result in index.search_batch(asked[:7])} == {SearchPath.IVF}
+    results = index.search_batch(asked)
+    assert results == [index.search(changed(single, path=SearchPath.SCAN)) for single in asked]
+    assert index.search_batch([*asked, changed(asked[0], k=3)])[8].path is SearchPath.IVF
+
+
 def test_batch_with_one_invalid_request_answers_none(mixed):
     good = request(unit_vectors(1, seed=0)[0])
     with pytest.raises(ValueError, match="k:"):

@@ -23,6 +23,7 @@ from index_rows import (
 )
 
 from index import Changes, SearchPath, VectorIndex, hamming_distances
+from index.list_margins import NEIGHBOURS, RECALLS
 
 CASCADE, IVF, SCAN, HNSW, EXACT = SearchPath
 KINDS = {
@@ -124,14 +125,34 @@ def test_planner_takes_the_lists_for_few_queries():
     assert {result.path for result in index.search_batch([request(query)] * 8)} == {SCAN}
 
 
-@pytest.mark.parametrize("path", [IVF, CASCADE])
-def test_lists_prove_a_miss_by_their_recall(path):
-    """A cut list of candidates, none within the threshold, is not repeated on floats."""
-    settings = config(candidate_count=5, candidates_per_result=5, probe_count=2)
-    index = index_over("lists", make_rows(range(300)), settings=settings)
-    asked = request(unit_vectors(1, seed=7)[0], path=path, threshold=1e-6, k=1)
-    result = index.search(changed(asked, radii=ALL_RADII if path is CASCADE else {}))
-    assert (result.matches, result.path, result.candidates_examined) == ((), path, 5)
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"k": NEIGHBOURS}, IVF),
+        ({"k": NEIGHBOURS + 1}, SCAN),
+        ({"min_recall": RECALLS[-1]}, IVF),
+        ({"min_recall": 0.9995}, EXACT),
+        ({"allowed_ids": np.arange(3, 63)}, IVF),
+        ({"allowed_ids": np.arange(3, 23)}, SCAN),
+    ],
+)
+def test_planner_leaves_the_lists_where_their_margins_say_nothing(changes, path):
+    settings = config(gather_limit=0, probe_count=1, candidate_count=2_000, list_recall=0.0)
+    index = index_over("lists", make_rows(range(100)), settings=settings)
+    assert index.search(request(unit_vectors(1, seed=7)[0], **changes)).path is path
+
+
+def test_search_of_a_rare_scope_scans_and_equals_brute_force():
+    count = 3_000
+    scopes = np.random.default_rng(6).choice(np.array([7, 8, 9], np.uint64), count, p=[0.01, 0.6, 0.39])
+    rows = make_rows(range(count), scopes=scopes)
+    index = index_over("lists", rows, settings=config(probe_count=1))
+    for query in unit_vectors(5, seed=8):
+        distances = exact_distances(rows.vectors, query)
+        expected = nearest_ids(rows.entry_ids, distances, k=5, live=scopes == 7)
+        rare = index.search(request(query, scope=7))
+        assert (ids_of(rare), rare.path) == (expected, SCAN)
+        assert index.search(request(query, scope=8)).path is IVF
 
 
 def test_lists_that_hold_too_few_rows_of_a_scope_are_left_for_a_scan():

@@ -153,6 +153,35 @@ def test_append_of_a_live_id_is_refused_whole():
     assert segment.view().row_count == 2
 
 
+class TornPayloads:
+    """As of a mapped file whose second row cannot be read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, offset):
+        if offset == 1:
+            raise OSError("cannot be read")
+        return b"never kept"
+
+
+def test_append_whose_payloads_cannot_be_read_changes_nothing():
+    segment = growing(make_rows([1, 2], fingerprints=fingerprints((5, 5), (6, 6))))
+    torn = make_rows([3, 4, 5], seed=2, fingerprints=fingerprints((7, 7), (8, 8), (9, 9)))
+    with pytest.raises(OSError, match="cannot be read"):
+        segment.append(Rows.from_columns(torn.columns, payloads=TornPayloads()))
+    assert segment.view().row_count == 2
+    assert segment.locate(ids(3, 4, 5)).tolist() == [-1, -1, -1]
+    assert segment.find_fingerprint((7, 7), now_ms=0) is None
+    later = make_rows([3, 4], seed=3)
+    segment.append(later)
+    assert [segment.payload(offset) for offset in range(4)] == [b"payload of %d" % i for i in (1, 2, 3, 4)]
+    rows = make_rows([1, 2]), later
+    expected = sealed(make_rows([1, 2, 3, 4], codes=np.concatenate([part.codes for part in rows])))
+    blocks = expected.view().blocks
+    np.testing.assert_array_equal(segment.view().blocks[: len(blocks)], blocks)
+
+
 def test_id_can_return_after_its_tombstone():
     segment = growing(make_rows([1, 2]))
     segment.tombstone(ids(1))

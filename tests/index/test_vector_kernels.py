@@ -99,6 +99,29 @@ def test_distances_of_equal_and_opposite_vectors_stay_in_range(each_set):
     assert max(opposite) <= 2
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30, 1e38])
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_tiny_and_huge_queries_have_their_direction(each_set, dtype, scale):
+    stored = stored_vectors(50, 37, seed=2, dtype=dtype)
+    query = (unit_vectors(1, seed=3, dim=37)[0].astype(np.float64) * scale).astype(np.float32)
+    assert query.any()
+    expected = exact_distances(stored, query)
+    np.testing.assert_allclose(cosine_distances(stored, query), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("part", [np.inf, -np.inf, np.nan])
+def test_rows_that_are_not_finite_are_farthest(each_set, part):
+    stored = unit_vectors(40, seed=2, dim=37).astype(np.float16)
+    stored[7, 3] = part
+    stored[8] = part
+    query = unit_vectors(1, seed=3, dim=37)[0]
+    distances = cosine_distances(stored, query)
+    assert distances[[7, 8]].tolist() == [2, 2]
+    others = np.delete(np.arange(40), [7, 8])
+    expected = exact_distances(stored[others], query)
+    np.testing.assert_allclose(distances[others], expected, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.int8])
 def test_zero_vector_is_at_distance_one(each_set, dtype):
     query = unit_vectors(1, seed=0, dim=8)[0]
@@ -146,6 +169,17 @@ def test_rows_of_zeros_are_quantised_to_zeros(each_set):
     quantised = quantise(vectors)
     assert not quantised[2].any()
     assert quantised[[1, 3]].any(axis=1).all()
+
+
+@pytest.mark.parametrize("part", [np.inf, -np.inf, np.nan])
+def test_rows_that_are_not_finite_are_quantised_to_something(each_set, part):
+    vectors = unit_vectors(6, seed=1, dim=37).astype(np.float16)
+    expected = quantise(vectors)
+    vectors[2, 3] = part
+    vectors[4] = part
+    quantised = quantise(vectors)
+    assert np.abs(quantised.astype(int)).max() <= 127
+    np.testing.assert_array_equal(quantised[[0, 1, 3, 5]], expected[[0, 1, 3, 5]])
 
 
 def test_all_sets_quantise_equally():

@@ -19,6 +19,8 @@ def test_start_and_swap_print_json_lines_and_share_a_store(nearhit: Run, tmp_pat
     cases = {line["case"].rpartition(", ")[2] for line in swapped}
     assert {"before", "swap", "all"} <= cases
     assert [line["value"] for line in swapped if line["metric"] == "failed_or_wrong"] == [0.0]
+    other = ("--rows", "700", "--folder", str(folder), "--json")
+    assert "holds 600 rows, --rows asks for 700" in nearhit("bench", "start", *other, status=1).stderr
 
 
 def lines_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:

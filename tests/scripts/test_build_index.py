@@ -1,6 +1,7 @@
 """Builds from large files: what is loaded first, and what an interrupted build leaves to be done."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,27 @@ def test_training_rows_are_loaded_first_and_the_rest_with_codes(
     assert names(engine) == order + [f"row-{number}" for number in range(120) if number % 4]
     assert coded_count(engine) == 120
     assert [done for stage, done in stages if stage == "codes"] == [30]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_training_rows_of_a_file_that_does_not_tell_its_length_are_loaded_first_too(
+    build: Build, engine: Engine, tmp_path: Path, embeddings: NDArray[np.float32]
+) -> None:
+    lines = [json.dumps({"embedding": row.tolist()}) for row in embeddings]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    build("--train", "--input", str(tmp_path / "rows.jsonl"))
+    assert names(engine)[:30] == [f"row-{number}" for number in range(0, 120, 4)]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_an_encoder_without_radii_is_warned_of(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build("--train")
+    assert "on 30 rows no Hamming radii can be measured" in capsys.readouterr().err
+
+
+def test_an_encoder_with_radii_is_not_warned_of(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build("--train")
+    assert "radii" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_steps")

@@ -50,7 +50,7 @@ def load(engine: Engine, config_path: Path, tmp_path: Path) -> Load:
         )
         config = load_config(config_path, environment={"NEARHIT_SERVER_MAX_RESPONSE_BYTES": "100"})
         progress = ProgressBars(silent=True)
-        file = check_file(arguments, config=config, progress=progress)
+        file, _ = check_file(arguments, config=config, progress=progress)
         return load_file(engine, file, arguments, config=config, progress=progress)
 
     return run

@@ -153,7 +153,7 @@ def test_large_sealed_segments_are_searched_by_list(
     client.create_category("rows", "large", threshold=THRESHOLD)
     store(client, "large", rows[:LARGE])
     train(config, client, with_graph=False)
-    for min_recall, path in ((0.0, pb.SEARCH_PATH_IVF), (0.99999, pb.SEARCH_PATH_SCAN)):
+    for min_recall, path in ((0.0, pb.SEARCH_PATH_IVF), (0.99999, pb.SEARCH_PATH_EXACT)):
         found = client.search("rows", embedding=rows[3], top_k=1, min_recall=min_recall)
         assert (found.search_path, round(found.results[0].distance, 3)) == (path, 0)
     assert client.lookup("rows", "large", embedding=rows[3]).outcome == HIT

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from service.check import check_cache
 from service.compaction import COMMAND, Compactor, build_reason, row_counts
 from service.config import CompactionConfig, Config
 from service.database import migrate, open_engine, reading, writing
+from service.errors import ConfigurationError
 from service.replica import CacheReplica, index_root
 from service.rows import read_cache
 
@@ -228,6 +230,30 @@ def test_another_build_of_the_cache_is_waited_for(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_a_cache_that_another_process_builds_does_not_hold_up_the_others(
+    store_engine: Engine,
+    settings: Config,
+    make_compactor: Callable[..., Compactor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    locked, free = make_cache(store_engine), make_cache(store_engine)
+    for each in (locked, free):
+        put(each, 30)
+    root_of(locked, settings).mkdir(parents=True)
+    compactor = make_compactor(command=ENDLESS)
+    with build_lock(root_of(locked, settings)):
+        compactor.step([replica_of(locked, settings), replica_of(free, settings)])
+    assert compactor.is_building
+    assert f"building a generation of {free.name}" in caplog.text
+    assert f"building a generation of {locked.name}" not in caplog.text
+
+
+def test_a_pause_beyond_the_longest_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"\[compaction\] retry_seconds.*at most 3600"):
+        CompactionConfig(retry_seconds=3601.0)
+
+
 # Failures
 
 
@@ -388,6 +414,35 @@ def test_damage_of_a_new_generation_leaves_the_old_one_served(
     run_build(compactor, replica)
     assert replica.open_new_generation()
     assert replica.state.index.generation not in (first, second)
+
+
+def test_a_generation_of_another_store_is_refused_and_not_built_again(
+    cache: StoreCache,
+    settings: Config,
+    make_compactor: Callable[..., Compactor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put(cache, 30)
+    run_build(make_compactor(), replica_of(cache, settings))
+    engine = open_engine(replace(settings.store, url=f"sqlite:///{tmp_path}/other.db"))
+    migrate(engine)
+    other = make_cache(engine)
+    put(other, 10)
+    assert root_of(other, settings) == root_of(cache, settings)
+    replica = replica_of(other, settings)
+    engine.dispose()
+    assert "was not built from this store" in caplog.text
+    assert (replica.state.index.generation, row_counts(replica).live_count) == (None, 10)
+    assert build_reason(replica, settings.compaction) is None
+
+
+def test_a_start_works_where_the_system_does_not_name_the_processors(
+    cache: StoreCache, settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    put(cache, 3)
+    assert row_counts(replica_of(cache, settings)).live_count == 3
 
 
 # The end

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 
-import grpc
 import numpy as np
 import pytest
 from encoders_at_work import train
 from nearhit import Client
 from nearhit.client import lookup_request, search_request, store_request
 from nearhit.v1 import resources_pb2 as pb
-from nearhit.v1 import search_service_pb2 as search_pb
 from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 from numpy.typing import NDArray
-from refusals import refused
 
 from service.config import Config
 
@@ -113,28 +110,3 @@ def test_searches_of_a_batch_are_answered_as_each_alone(coded: Client, rows: Vec
     alone = [coded.batch_search("kept", [request])[0] for request in requests]
     assert together == alone
     assert {answer.search_path for answer in alone} == set(paths[1:])
-
-
-def test_first_wrong_search_of_a_batch_names_the_error(coded: Client, rows: Vectors) -> None:
-    good = search_request("kept", embedding=rows[0])
-    no_path = search_request("kept", embedding=rows[0], path=pb.SEARCH_PATH_IVF)
-    no_category = search_request("kept", embedding=rows[0], categories=["none"])
-    for requests, code, reason in (
-        ([good, no_path, no_category], grpc.StatusCode.FAILED_PRECONDITION, "PATH_UNAVAILABLE"),
-        ([good, no_category, no_path], grpc.StatusCode.NOT_FOUND, "CATEGORY_NOT_FOUND"),
-    ):
-        with refused(code, reason):
-            coded.batch_search("kept", requests)
-
-
-def test_first_wrong_search_of_a_batch_may_be_one_by_label(lone_door: Client, vectors: Vectors) -> None:
-    lone_door.store("faq", "billing", embedding=vectors[0], response=b"x")
-    no_labels = search_request("faq", embedding=vectors[0], by_label=True)
-    no_path = search_request("faq", embedding=vectors[0], path=pb.SEARCH_PATH_SCAN)
-    batches: list[tuple[list[search_pb.SearchRequest], str]] = [
-        ([no_labels, no_path], "NO_LABEL_CODES"),
-        ([no_path, no_labels], "PATH_UNAVAILABLE"),
-    ]
-    for requests, reason in batches:
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, reason):
-            lone_door.batch_search("faq", requests)

@@ -1,0 +1,186 @@
+"""What searches of lists and of cut candidates may say about a threshold: no hit is lost by them."""
+
+import numpy as np
+import pytest
+from index_rows import (
+    ALL_RADII,
+    CODE_BITS,
+    CONFIG,
+    ENCODER,
+    KEY,
+    changed,
+    config,
+    encode,
+    exact_distances,
+    ids_of,
+    make_rows,
+    nearest_ids,
+    request,
+    sealed,
+    unit_vectors,
+)
+
+from index import InvertedLists, PathUnavailableError, SealedSegment, SearchPath, VectorIndex
+from index.list_margins import COVERAGE
+from index.lists import build_lists
+
+CASCADE, IVF, SCAN, HNSW, EXACT = SearchPath
+CUT = config(candidate_count=5, candidates_per_result=5, probe_count=2)  # fewer candidates than rows
+
+
+def at_distance(vectors, distance, *, seed):
+    """Rows of norm 1 at this cosine distance from `vectors`, each in a random direction."""
+    across = np.random.default_rng(seed).standard_normal(vectors.shape)
+    across -= np.einsum("ij,ij->i", across, vectors)[:, None] * vectors
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    cosine = 1 - distance
+    return cosine * vectors + np.sqrt(1 - cosine**2) * across
+
+
+def flipped(code, *, bits):
+    """A code with its first `bits` bits flipped."""
+    return code ^ np.array([(1 << bits) - 1, 0], dtype=np.uint64)
+
+
+def far_index(*, settings=CUT, list_count=9):
+    """300 rows, and a query that is near none of them."""
+    index = VectorIndex(settings, sealed=[sealed(make_rows(range(300)), list_count=list_count)])
+    return index, request(unit_vectors(1, seed=7)[0], threshold=1e-6, k=1)
+
+
+# What a cut list of candidates proves.
+
+
+@pytest.mark.parametrize(
+    ("path", "radii"), [(IVF, {}), (IVF, ALL_RADII), (CASCADE, ALL_RADII), (SCAN, {}), (SCAN, ALL_RADII)]
+)
+def test_cut_candidates_within_the_radius_are_searched_again_on_floats(path, radii):
+    index, asked = far_index()
+    result = index.search(changed(asked, path=path, radii=radii))
+    assert (result.matches, result.path, result.candidates_examined) == ((), EXACT, 300)
+
+
+@pytest.mark.parametrize("path", [IVF, SCAN])
+def test_cut_candidates_beyond_the_radius_are_a_miss(path):
+    index, asked = far_index()
+    result = index.search(changed(asked, path=path, radii={ENCODER: {CODE_BITS: 3}}))
+    assert (result.matches, result.path, result.candidates_examined) == ((), path, 5)
+
+
+@pytest.mark.parametrize("path", [IVF, CASCADE])
+def test_lists_whose_candidates_are_not_cut_are_a_miss(path):
+    index, asked = far_index(settings=config(candidate_count=400, probe_count=2))
+    radii = {ENCODER: {64: 64, CODE_BITS: 20}}
+    result = index.search(changed(asked, path=path, radii=radii))
+    assert (result.matches, result.path) == ((), path)
+
+
+@pytest.mark.parametrize("radii", [{64: 3}, {64: 0}, {1: 0, 64: 3}])
+@pytest.mark.parametrize("list_count", [0, 9])
+def test_radii_without_that_of_the_whole_code_prove_nothing(radii, list_count):
+    index, asked = far_index(list_count=list_count)
+    asked = changed(asked, radii={ENCODER: radii})
+    with pytest.raises(PathUnavailableError, match="radii"):
+        index.search(changed(asked, path=CASCADE))
+    for path in (None, SCAN, IVF) if list_count else (None, SCAN):
+        result = index.search(changed(asked, path=path))
+        assert (result.matches, result.path) == ((), EXACT)
+
+
+@pytest.fixture(scope="module")
+def dense(request):
+    """A tight cluster, all of it beyond the threshold, whose codes are nearer to the query than that of the
+    one row within: (index, the query). The row's id is 12,000. The parameter: how many lists."""
+    query = unit_vectors(1, seed=7)
+    centre = at_distance(query, 0.09, seed=1)
+    cluster = at_distance(np.repeat(centre, 6_000, axis=0), 1e-4, seed=2)
+    others, planted = unit_vectors(6_000, seed=3), at_distance(query, 0.03, seed=4)
+    code = encode(query)[0]
+    codes = np.concatenate(
+        [np.repeat(flipped(code, bits=1)[None], 6_000, axis=0), encode(others), flipped(code, bits=5)[None]]
+    )
+    vectors = np.concatenate([cluster, others, planted]).astype(np.float16)
+    rows = make_rows(range(12_001), vectors=vectors, codes=codes)
+    assert np.flatnonzero(exact_distances(vectors, query[0]) <= 0.05).tolist() == [12_000]
+    return VectorIndex(CONFIG, sealed=[sealed(rows, list_count=request.param)]), query[0]
+
+
+@pytest.mark.parametrize(
+    ("dense", "path"),
+    [(0, None), (0, CASCADE), (0, SCAN), (12, None), (12, CASCADE), (12, IVF), (12, SCAN)],
+    indirect=["dense"],
+)
+@pytest.mark.parametrize("radius", [5, 12])
+def test_hit_behind_a_dense_cluster_is_found(dense, path, radius):
+    index, query = dense
+    radii = {ENCODER: {64: radius, CODE_BITS: radius}}
+    result = index.search(request(query, path=path, threshold=0.05, radii=radii))
+    assert (ids_of(result), result.path) == ([12_000], EXACT)
+
+
+@pytest.mark.parametrize(
+    ("dense", "path"), [(0, None), (0, SCAN), (12, None), (12, IVF), (12, SCAN)], indirect=["dense"]
+)
+@pytest.mark.parametrize("radii", [{}, {64: 0}])
+def test_hit_behind_a_dense_cluster_is_found_without_a_radius(dense, path, radii):
+    index, query = dense
+    result = index.search(request(query, path=path, threshold=0.05, radii={ENCODER: radii}))
+    assert (ids_of(result), result.path) == ([12_000], EXACT)
+
+
+# Which lists are searched.
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """6,000 rows in many lists, and queries at a distance of .1 to .29 from one of them."""
+    vectors = unit_vectors(6_000, seed=3)
+    sources = np.random.default_rng(4).choice(6_000, 400, replace=False)
+    near = [at_distance(vectors[sources[i::4]], d, seed=i) for i, d in enumerate((0.1, 0.2, 0.25, 0.29))]
+    rows = make_rows(range(6_000), vectors=vectors.astype(np.float16))
+    return sealed(rows, list_count=100), np.concatenate(near).astype(np.float32)
+
+
+def test_lists_with_a_threshold_hold_the_hits_that_a_scan_finds(planted):
+    segment, queries = planted
+    index = VectorIndex(config(probe_count=4, list_recall=0.0), sealed=[segment])
+    hits = missed = searched = 0
+    for query in queries:
+        # The radius lets a search that misses say so: none is repeated on floats.
+        asked = request(query, threshold=0.3, k=10, radii={ENCODER: {CODE_BITS: 0}})
+        scanned, listed = (index.search(changed(asked, path=path)) for path in (SCAN, IVF))
+        assert (scanned.path, listed.path) == (SCAN, IVF)
+        hits += len(scanned.matches)
+        missed += len(set(ids_of(scanned)) - set(ids_of(listed)))
+        searched += len(segment.lists.spans(query, probe_count=4))
+    assert hits >= len(queries)
+    assert missed <= 2 * (1 - COVERAGE) * hits + 1
+
+
+@pytest.mark.parametrize("list_recall", [0.0, 0.999])
+@pytest.mark.parametrize("threshold", [0.05, 0.3])
+def test_lists_are_searched_to_the_larger_of_both_margins(planted, list_recall, threshold):
+    segment, queries = planted
+    index = VectorIndex(
+        config(probe_count=1, list_recall=list_recall, candidate_count=6_000), sealed=[segment]
+    )
+    margins = segment.lists.margins
+    margin = max(margins.for_recall(list_recall), margins.for_distance(threshold))
+    for query in queries[:9]:
+        spans = segment.lists.spans(query, probe_count=1, margin=margin)
+        result = index.search(request(query, path=IVF, threshold=threshold))
+        assert result.candidates_examined == np.diff(spans, axis=1).sum()
+
+
+@pytest.mark.parametrize(("path", "threshold"), [(IVF, None), (IVF, 2.0), (CASCADE, 2.0)])
+def test_all_lists_without_margins_are_searched(path, threshold):
+    rows = make_rows(range(900))
+    order, lists = build_lists(rows.vectors, list_count=9, seed=1)
+    unmeasured = InvertedLists(centroids=lists.centroids, bounds=lists.bounds)
+    segment = SealedSegment(KEY, rows.take(order), lists=unmeasured)
+    index = VectorIndex(config(probe_count=1, candidate_count=900), sealed=[segment])
+    for query in unit_vectors(5, seed=8):
+        distances = exact_distances(rows.vectors, query)
+        result = index.search(request(query, path=path, threshold=threshold, radii=ALL_RADII))
+        assert ids_of(result) == nearest_ids(rows.entry_ids, distances, k=5, live=rows.expire_times > 0)
+        assert (result.path, result.candidates_examined) == (path, 900)
