@@ -29,11 +29,6 @@ _INT8, _INT32, _INT64, _UINT64 = (np.dtype(t) for t in (np.int8, np.int32, np.in
 _BYTE_SIGNS = 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") - 1.0
 
 
-def instruction_set() -> str:
-    """Name the best instruction set that the machine has, which the kernels use."""
-    return _kernels.instruction_sets()[-1]
-
-
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Zeros that start at a cache line, on huge pages where they are large and the system has any."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -110,9 +110,7 @@ def _search_codes(
     radii = [request.radii.get(encoder_id, {}).get(config.code_bits) for request in requests]
     max_distances = prefix_limits = None
     if path is SearchPath.CASCADE:
-        max_distances = np.array(
-            [bit_count if radius is None else radius for radius in radii], dtype=np.int32
-        )
+        max_distances = np.array(radii, dtype=np.int32)  # the planner's rule: there is one of each
         limits = [_prefix_limits(request.radii[encoder_id], bit_count=bit_count) for request in requests]
         prefix_limits = np.array(limits, dtype=np.int32)
     wanted = config.candidates_for(first.k)

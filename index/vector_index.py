@@ -3,28 +3,25 @@
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.codes import padding_is_zero, word_count
 from index.config import IndexConfig
-from index.errors import DimensionError, InvalidRowsError, PathUnavailableError, StaleChangesError
+from index.errors import DimensionError, InvalidRowsError, StaleChangesError
 from index.facts import IndexFacts, partition_facts
 from index.growing_segment import GrowingSegment
 from index.merge import any_within, merge_candidates
-from index.planner import QueryTraits, SearchPath, SegmentTraits, plan, prefix_pass_rate, unavailable
 from index.requests import Changes, Match, Partition, SearchRequest, SearchResult
 from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
 from index.sealed_segment import SealedSegment
+from index.search_plan import Viewed, filters_of, plan_search, shared_searches
 from index.segment import Fingerprint, Segment
 from index.segment_search import Candidates, search_exact, search_label_codes, search_segment
 
 COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth a copy of the others
-
-Viewed = tuple[Segment, SegmentView]
-_Filters = tuple[int, int, bool, int]
 
 
 class VectorIndex:
@@ -154,7 +151,7 @@ class VectorIndex:
         views = {partition: self._views(partition) for partition in request.partitions}
         found = [
             search_segment(segment, view, [request], path=path, config=self.config)[0]
-            for segment, view, path in self._plan(request, views, {})
+            for segment, view, path in plan_search(request, views, {}, config=self.config)
         ]
         return self._decide(request, found, views, seq=seq)
 
@@ -165,6 +162,8 @@ class VectorIndex:
         queries that can share a pass scan where one alone would search lists. Raises: as `search`; then none
         is answered.
         """
+        if len(requests) == 1:  # what a lookup is: spared the sharing
+            return [self.search(requests[0])]
         seq = self._applied_seq
         for request in requests:
             self._check_request(request)
@@ -172,11 +171,11 @@ class VectorIndex:
             partition: self._views(partition) for request in requests for partition in request.partitions
         }
         sharing = Counter(
-            (partition, _filters(request)) for request in requests for partition in set(request.partitions)
+            (partition, filters_of(request)) for request in requests for partition in set(request.partitions)
         )
-        planned = [self._plan(request, views, sharing) for request in requests]
+        planned = [plan_search(request, views, sharing, config=self.config) for request in requests]
         found: list[list[Candidates]] = [[] for _ in requests]
-        for (segment, view, path), numbers in _shared_searches(requests, planned):
+        for (segment, view, path), numbers in shared_searches(requests, planned):
             candidates = search_segment(
                 segment, view, [requests[number] for number in numbers], path=path, config=self.config
             )
@@ -269,48 +268,6 @@ class VectorIndex:
         """The segments of a partition as they are now; those without rows are left out."""
         viewed = [(segment, segment.view()) for segment in self._segments.get(partition, ())]
         return [(segment, view) for segment, view in viewed if view.row_count]
-
-    def _plan(
-        self,
-        request: SearchRequest,
-        views: Mapping[Partition, Sequence[Viewed]],
-        sharing: Mapping[tuple[Partition, _Filters], int],
-    ) -> list[tuple[Segment, SegmentView, SearchPath]]:
-        """How each segment of the asked partitions is searched; each once, however often it is named."""
-        planned: list[tuple[Segment, SegmentView, SearchPath]] = []
-        reasons: list[str | None] = []
-        for partition in dict.fromkeys(request.partitions):
-            partition_row_count = sum(view.row_count for _, view in views[partition])
-            query = QueryTraits(
-                k=request.k,
-                allowed_count=None if request.allowed_ids is None else request.allowed_ids.size,
-                min_recall=request.min_recall,
-                query_count=sharing.get((partition, _filters(request)), 1),
-            )
-            for segment, view in views[partition]:
-                encoder_id = segment.key.encoder_id
-                traits = SegmentTraits(
-                    row_count=view.row_count,
-                    partition_row_count=partition_row_count,
-                    has_codes=view.codes is not None,
-                    has_query_code=encoder_id in request.codes,
-                    has_graph=segment.graph is not None,
-                    has_lists=segment.lists is not None,
-                    matching_share=1.0 if segment.lists is None else _matching_share(segment, view, request),
-                    prefix_pass_rate=None
-                    if request.threshold is None or encoder_id is None
-                    else prefix_pass_rate(request.radii.get(encoder_id), code_bits=self.config.code_bits),
-                )
-                reason = None if request.path is None else unavailable(request.path, traits)
-                reasons.append(reason)
-                path = plan(
-                    request.path if reason is None else None, segment=traits, query=query, config=self.config
-                )
-                planned.append((segment, view, path))
-        if request.path is not None and reasons and None not in reasons:
-            named = sorted({reason for reason in reasons if reason is not None})
-            raise PathUnavailableError(request.path.value, "; ".join(named))
-        return planned
 
     def _decide(
         self,
@@ -463,26 +420,3 @@ def _check_range(*, k: int, now_ms: int) -> None:
         raise ValueError(f"k: must be at least 1, is {k}")
     if now_ms < 0:
         raise ValueError(f"now_ms: must be at least 0, is {now_ms}")
-
-
-def _shared_searches(
-    requests: Sequence[SearchRequest], planned: Sequence[Sequence[tuple[Segment, SegmentView, SearchPath]]]
-) -> Iterator[tuple[tuple[Segment, SegmentView, SearchPath], list[int]]]:
-    """Each search of a segment, with the numbers of the requests that can share it."""
-    shared: dict[tuple[object, ...], tuple[tuple[Segment, SegmentView, SearchPath], list[int]]] = {}
-    for number, (request, searches) in enumerate(zip(requests, planned, strict=True)):
-        filters = _filters(request)
-        for search in searches:
-            segment, _, path = search
-            shared.setdefault((id(segment), path, filters), (search, []))[1].append(number)
-    yield from shared.values()
-
-
-def _filters(request: SearchRequest) -> _Filters:
-    """What requests have in common that can share a pass over codes."""
-    return request.k, request.now_ms, request.scope is None, id(request.allowed_ids)
-
-
-def _matching_share(segment: Segment, view: SegmentView, request: SearchRequest) -> float:
-    share = 1.0 if request.allowed_ids is None else min(1.0, request.allowed_ids.size / view.row_count)
-    return share if request.scope is None else share * segment.scope_share(request.scope)

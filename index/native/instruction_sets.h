@@ -60,14 +60,6 @@ static INLINE uint64_t any_word(const uint64_t *words, int count)
 #define HALVES_AT(p) portable_halves(p)
 #define BYTES_AT(p) portable_bytes(p)
 #include "kernels_template.h"
-#undef NAME
-#undef VECTOR_BYTES
-#undef ANY
-#undef CSA
-#undef CSA_OF_NOT
-#undef CARRY
-#undef HALVES_AT
-#undef BYTES_AT
 
 /* Only GCC compiles functions of one file for several instruction sets by these pragmas. */
 #if defined(__x86_64__) && !defined(__clang__)
@@ -75,7 +67,7 @@ static INLINE uint64_t any_word(const uint64_t *words, int count)
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,popcnt")
+#pragma GCC target("avx2,fma,f16c")
 static INLINE lanes avx2_halves(const uint16_t *halves)
 {
     const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
@@ -103,18 +95,10 @@ static INLINE lanes avx2_bytes(const int8_t *bytes)
 #define HALVES_AT(p) avx2_halves(p)
 #define BYTES_AT(p) avx2_bytes(p)
 #include "kernels_template.h"
-#undef NAME
-#undef VECTOR_BYTES
-#undef ANY
-#undef CSA
-#undef CSA_OF_NOT
-#undef CARRY
-#undef HALVES_AT
-#undef BYTES_AT
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 /* One instruction for any function of three bits: 0x96 is their sum, 0xE8 their majority. */
 #define AVX512_CSA(high, low, a, b, c)                                                         \
     do {                                                                                       \
@@ -139,14 +123,6 @@ static INLINE lanes avx2_bytes(const int8_t *bytes)
 #define HALVES_AT(p) ((lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
 #define BYTES_AT(p) ((lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p)))))
 #include "kernels_template.h"
-#undef NAME
-#undef VECTOR_BYTES
-#undef ANY
-#undef CSA
-#undef CSA_OF_NOT
-#undef CARRY
-#undef HALVES_AT
-#undef BYTES_AT
 #pragma GCC pop_options
 #endif
 

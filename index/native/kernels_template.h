@@ -152,89 +152,68 @@ static void NAME(search)(const struct layout *layout, const uint64_t *blocks, co
     }
 }
 
-/* dot and squared norm of one row of float16, in 16 lanes each, so that the order of additions depends on the
- * dimension alone. */
-static INLINE void NAME(half_products)(const uint16_t *row, const float *query, int64_t dim, lanes *dot, lanes *norm)
+/* 16 values of a row of int8 or float16 from the i-th on; `width` of them where the row ends before. */
+static INLINE lanes NAME(values)(const char *row, int64_t i, int64_t width, const int value_bytes)
+{
+    char rest[32] = {0};
+    const char *from = row + i * value_bytes;
+    if (width < 16) {
+        memcpy(rest, from, width * value_bytes);
+        from = rest;
+    }
+    if (value_bytes == 1)
+        return BYTES_AT((const int8_t *)from);
+    return HALVES_AT((const uint16_t *)from);
+}
+
+/* The cosine distance of a row to a query of norm 1 (or 0). Products are added in 16 lanes, in an order that depends
+ * on the dimension alone. */
+static INLINE float NAME(distance)(const char *row, const float *query, int64_t dim, const int value_bytes)
 {
     int64_t i = 0;
-    lanes odd_dot = {0}, odd_norm = {0}; /* a second chain of additions: one waits for its last result */
+    lanes dot = {0}, norm = {0}, odd_dot = {0}, odd_norm = {0}; /* two chains: one waits for its last result */
     for (; i + 32 <= dim; i += 32) {
-        const lanes x = HALVES_AT(row + i), y = HALVES_AT(row + i + 16);
-        *dot += x * *(const unaligned_lanes *)(query + i);
+        const lanes x = NAME(values)(row, i, 16, value_bytes), y = NAME(values)(row, i + 16, 16, value_bytes);
+        dot += x * *(const unaligned_lanes *)(query + i);
         odd_dot += y * *(const unaligned_lanes *)(query + i + 16);
-        *norm += x * x;
+        norm += x * x;
         odd_norm += y * y;
     }
-    *dot += odd_dot;
-    *norm += odd_norm;
-    for (; i + 16 <= dim; i += 16) {
-        const lanes x = HALVES_AT(row + i);
-        *dot += x * *(const unaligned_lanes *)(query + i);
-        *norm += x * x;
-    }
-    if (i < dim) {
-        uint16_t rest[16] = {0};
-        memcpy(rest, row + i, sizeof(uint16_t) * (dim - i));
-        lanes x = HALVES_AT(rest);
+    dot += odd_dot;
+    norm += odd_norm;
+    for (; i < dim; i += 16) {
+        const int64_t width = dim - i < 16 ? dim - i : 16;
+        const lanes x = NAME(values)(row, i, width, value_bytes);
         lanes q = {0};
-        memcpy(&q, query + i, sizeof(float) * (dim - i));
-        *dot += x * q;
-        *norm += x * x;
+        memcpy(&q, query + i, sizeof(float) * width);
+        dot += x * q;
+        norm += x * x;
+    }
+    return cosine_distance(sum_lanes(dot), sum_lanes(norm));
+}
+
+/* Distances of the rows at offsets; offsets NULL: of rows 0..count. */
+static INLINE void NAME(distances)(const char *vectors, int64_t dim, const int64_t *offsets, int64_t count,
+                                   const float *query, float *out, const int value_bytes)
+{
+    const int64_t row_bytes = dim * value_bytes;
+    for (int64_t i = 0; i < count; i++) {
+        if (offsets && i + AHEAD < count)
+            prefetch_row(vectors + offsets[i + AHEAD] * row_bytes, row_bytes);
+        out[i] = NAME(distance)(vectors + (offsets ? offsets[i] : i) * row_bytes, query, dim, value_bytes);
     }
 }
 
-static INLINE void NAME(byte_products)(const int8_t *row, const float *query, int64_t dim, lanes *dot, lanes *norm)
-{
-    int64_t i = 0;
-    lanes odd_dot = {0}, odd_norm = {0}; /* a second chain of additions: one waits for its last result */
-    for (; i + 32 <= dim; i += 32) {
-        const lanes x = BYTES_AT(row + i), y = BYTES_AT(row + i + 16);
-        *dot += x * *(const unaligned_lanes *)(query + i);
-        odd_dot += y * *(const unaligned_lanes *)(query + i + 16);
-        *norm += x * x;
-        odd_norm += y * y;
-    }
-    *dot += odd_dot;
-    *norm += odd_norm;
-    for (; i + 16 <= dim; i += 16) {
-        const lanes x = BYTES_AT(row + i);
-        *dot += x * *(const unaligned_lanes *)(query + i);
-        *norm += x * x;
-    }
-    if (i < dim) {
-        int8_t rest[16] = {0};
-        memcpy(rest, row + i, dim - i);
-        lanes x = BYTES_AT(rest);
-        lanes q = {0};
-        memcpy(&q, query + i, sizeof(float) * (dim - i));
-        *dot += x * q;
-        *norm += x * x;
-    }
-}
-
-/* Cosine distances of rows to a query of norm 1 (or 0); offsets NULL: rows 0..count. */
 static void NAME(half_distances)(const uint16_t *vectors, int64_t dim, const int64_t *offsets, int64_t count,
                                  const float *query, float *out)
 {
-    for (int64_t i = 0; i < count; i++) {
-        if (offsets && i + AHEAD < count)
-            prefetch_row((const char *)(vectors + offsets[i + AHEAD] * dim), dim * sizeof(uint16_t));
-        lanes dot = {0}, norm = {0};
-        NAME(half_products)(vectors + (offsets ? offsets[i] : i) * dim, query, dim, &dot, &norm);
-        out[i] = cosine_distance(sum_lanes(dot), sum_lanes(norm));
-    }
+    NAME(distances)((const char *)vectors, dim, offsets, count, query, out, 2);
 }
 
 static void NAME(byte_distances)(const int8_t *vectors, int64_t dim, const int64_t *offsets, int64_t count,
                                  const float *query, float *out)
 {
-    for (int64_t i = 0; i < count; i++) {
-        if (offsets && i + AHEAD < count)
-            prefetch_row((const char *)(vectors + offsets[i + AHEAD] * dim), dim);
-        lanes dot = {0}, norm = {0};
-        NAME(byte_products)(vectors + (offsets ? offsets[i] : i) * dim, query, dim, &dot, &norm);
-        out[i] = cosine_distance(sum_lanes(dot), sum_lanes(norm));
-    }
+    NAME(distances)((const char *)vectors, dim, offsets, count, query, out, 1);
 }
 
 /* Scale each row so that its largest component is 127, and round; a row of zeros stays so. */
@@ -271,3 +250,11 @@ static const struct kernels NAME(kernels) = {
 
 #undef vector
 #undef PART_WORDS
+#undef NAME
+#undef VECTOR_BYTES
+#undef ANY
+#undef CSA
+#undef CSA_OF_NOT
+#undef CARRY
+#undef HALVES_AT
+#undef BYTES_AT

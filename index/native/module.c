@@ -33,7 +33,7 @@ static void release(struct buffers *buffers)
         PyBuffer_Release(&buffers->views[--buffers->count]);
 }
 
-/* The memory of an array of at least size_bytes; NULL with an exception set, or NULL for None where allowed. */
+/* The memory of an array of at least size_bytes; NULL with an exception set. */
 static void *memory(struct buffers *buffers, PyObject *object, int64_t size_bytes, const char *name, int flags)
 {
     Py_buffer *view = &buffers->views[buffers->count];

@@ -95,7 +95,7 @@ static struct layout layout_of(int bit_count)
     return layout;
 }
 
-/* Set the constants of the last stage to a new bound. */
+/* Set the constants of a stage to a new bound. */
 static void set_bound(struct stage *stage, int weight, int bound)
 {
     const int constant = weight - bound;
