@@ -2,7 +2,10 @@
 
 from setuptools import Extension, setup
 
-HEADERS = ("instruction_sets", "kernels_template", "measure", "scan", "search")
+HEADERS = (
+    *("arguments", "instruction_sets", "kernels_template", "lists"),
+    *("measure", "rank", "scan", "search"),
+)
 
 setup(
     ext_modules=[

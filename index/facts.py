@@ -65,7 +65,7 @@ def count_rows(views: Iterable[SegmentView], *, generation: str | None) -> RowCo
     for view in views:
         dead_rows = view.row_count - int(np.count_nonzero(view.expire_times))
         live += view.row_count - dead_rows
-        if view.quantised is None or generation is None:  # a growing segment, or one read from the store
+        if not view.is_sealed or generation is None:  # sealed without a generation: read from the store
             unheld += view.row_count - dead_rows
         else:
             dead += dead_rows

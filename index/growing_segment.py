@@ -10,6 +10,7 @@ from index.hnsw import VectorGraph
 from index.kernels import append_codes, empty_blocks
 from index.lists import InvertedLists
 from index.rows import COLUMN_TYPES, TOMBSTONE, Rows, SegmentKey, SegmentView, payload_memory_bytes
+from index.search_table import SearchTable
 from index.segment import Fingerprint, first_live, move_expire_times
 
 INITIAL_CAPACITY = 16  # rows; doubles when full
@@ -177,7 +178,13 @@ class GrowingSegment:
 
     def _trimmed(self, count: int) -> SegmentView:
         columns = {name: array[:count] for name, array in self._arrays.items() if name != "fingerprints"}
-        return SegmentView(blocks=self._blocks, quantised=None, **{"codes": None, **columns})  # type: ignore[arg-type]
+        table = None
+        if self._blocks is not None:
+            searched = ("codes", "vectors", "entry_ids", "scopes", "expire_times")
+            table = SearchTable(
+                blocks=self._blocks, quantised=None, **{name: columns[name] for name in searched}
+            )
+        return SegmentView(is_sealed=False, table=table, **{"codes": None, **columns})  # type: ignore[arg-type]
 
     def _index_fingerprints(self, fingerprints: NDArray[np.uint64], *, start: int) -> None:
         expire_times = self._view.expire_times

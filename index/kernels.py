@@ -24,8 +24,8 @@ PREFIX_BITS: Final = (64, 128)
 
 _HUGE_PAGE_BYTES = 2 * 1024 * 1024
 # As objects: they are compared on every call, and a type would be converted first.
-_BOOL, _FLOAT16, _FLOAT32 = np.dtype(np.bool_), np.dtype(np.float16), np.dtype(np.float32)
-_INT8, _INT32, _INT64, _UINT64 = (np.dtype(t) for t in (np.int8, np.int32, np.int64, np.uint64))
+BOOL, FLOAT16, FLOAT32 = np.dtype(np.bool_), np.dtype(np.float16), np.dtype(np.float32)
+INT8, INT32, INT64, UINT64 = (np.dtype(t) for t in (np.int8, np.int32, np.int64, np.uint64))
 _BYTE_SIGNS = 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") - 1.0
 
 
@@ -64,7 +64,7 @@ def append_codes(blocks: NDArray[np.uint64], codes: NDArray[np.uint64], *, row_c
     blocks: as from `empty_blocks`, with room; codes: uint64 [n, words].
     Raises: DimensionError, ValueError where there is no room.
     """
-    bit_count = _bit_count(codes, name="codes", blocks=blocks)
+    bit_count = check_blocks(blocks, codes, name="codes")
     _kernels.append(blocks, bit_count, row_count, np.ascontiguousarray(codes), len(codes))
 
 
@@ -96,48 +96,70 @@ def nearest_codes(
     Returns (offsets int64 [q, count], distances int32 [q, count], found int64 [q]); the first found[i] of
     row i are set, ascending by distance, then by offset. Raises: DimensionError, ValueError, MemoryError.
     """
-    bit_count = _bit_count(queries, name="query codes", blocks=blocks)
-    query_count, row_count = len(queries), len(expire_times)
-    _check("expire_times", expire_times, _INT64, (row_count,))
+    bit_count = check_blocks(blocks, queries, name="query codes")
+    row_count = len(expire_times)
+    check_array("expire_times", expire_times, INT64, (row_count,))
     if (scopes is None) != (query_scopes is None):
         raise ValueError("scopes and query_scopes: must be given together")
-    if scopes is not None and query_scopes is not None:
-        _check("scopes", scopes, _UINT64, (row_count,))
-        _check("query_scopes", query_scopes, _UINT64, (query_count,))
-    if allowed is not None:
-        _check("allowed", allowed, _BOOL, (row_count,))
-    if spans is not None:
-        _check("spans", spans, _INT64, (len(spans), 2))
-    if max_distances is not None:
-        _check("max_distances", max_distances, _INT32, (query_count,))
-    if prefix_limits is not None:
-        prefix_count = bisect_left(PREFIX_BITS, bit_count)
-        _check("prefix_limits", prefix_limits, _INT32, (query_count, prefix_count))
-    count = min(count, max(row_count, 1))
+    if scopes is not None:
+        check_array("scopes", scopes, UINT64, (row_count,))
+    table = (blocks, bit_count, row_count, expire_times, scopes, None, None, None, 0)
+    query_count, count = len(queries), min(count, max(row_count, 1))
+    search = search_arguments(
+        queries,
+        count=count,
+        now_ms=now_ms,
+        row_count=row_count,
+        query_scopes=query_scopes,
+        allowed=allowed,
+        spans=spans,
+        max_distances=max_distances,
+        prefix_limits=prefix_limits,
+    )
     offsets = np.empty((query_count, count), dtype=np.int64)
     distances = np.empty((query_count, count), dtype=np.int32)
     found = np.empty(query_count, dtype=np.int64)
-    _kernels.nearest(
-        blocks,
-        bit_count,
-        row_count,
-        spans,
-        0 if spans is None else len(spans),
+    _kernels.nearest(table, search, offsets, distances, found)
+    return offsets, distances, found
+
+
+def search_arguments(
+    queries: NDArray[np.uint64],
+    *,
+    count: int,
+    now_ms: int,
+    row_count: int,
+    query_scopes: NDArray[np.uint64] | None,
+    allowed: NDArray[np.bool_] | None,
+    spans: NDArray[np.int64] | None,
+    max_distances: NDArray[np.int32] | None,
+    prefix_limits: NDArray[np.int32] | None,
+) -> tuple[Any, ...]:
+    """What a compiled search is told of its queries, checked. As in `nearest_codes`."""
+    query_count = len(queries)
+    if query_scopes is not None:
+        check_array("query_scopes", query_scopes, UINT64, (query_count,))
+    if allowed is not None:
+        check_array("allowed", allowed, BOOL, (row_count,))
+    if spans is not None:
+        check_array("spans", spans, INT64, (len(spans), 2))
+    if max_distances is not None:
+        check_array("max_distances", max_distances, INT32, (query_count,))
+    if prefix_limits is not None:
+        prefix_count = bisect_left(PREFIX_BITS, WORD_BITS * queries.shape[1])
+        check_array("prefix_limits", prefix_limits, INT32, (query_count, prefix_count))
+    return (
         np.ascontiguousarray(queries),
         query_count,
-        count,
-        max_distances,
-        prefix_limits,
-        expire_times,
+        min(count, max(row_count, 1)),
         now_ms,
-        scopes,
         query_scopes,
         allowed,
-        offsets,
-        distances,
-        found,
+        spans,
+        0 if spans is None else len(spans),
+        max_distances,
+        prefix_limits,
     )
-    return offsets, distances, found
 
 
 def cosine_distances(
@@ -153,95 +175,20 @@ def cosine_distances(
     the last bit, alone or in any batch, so that a threshold decides the same on every search path.
     Raises: DimensionError, IndexError, ValueError for vectors or offsets that are not contiguous.
     """
-    row_count, dim = _table_shape(vectors)
-    _check("query", query, _FLOAT32, (dim,))
+    row_count, dim = table_shape(vectors)
+    check_array("query", query, FLOAT32, (dim,))
     count = row_count
     if offsets is not None:
         count = offsets.size
-        _check("offsets", offsets, _INT64, (count,))
+        check_array("offsets", offsets, INT64, (count,))
     out = np.empty(count, dtype=np.float32)
     if vectors.dtype == np.int8:
         measure = _kernels.byte_distances
     else:
-        _check("vectors", vectors, _FLOAT16, (row_count, dim))
+        check_array("vectors", vectors, FLOAT16, (row_count, dim))
         measure = _kernels.half_distances
     measure(vectors, row_count, dim, offsets, count, np.ascontiguousarray(query), out)
     return out
-
-
-def rerank(
-    vectors: NDArray[np.float16],
-    quantised: NDArray[np.int8] | None,
-    queries: NDArray[np.float32],
-    *,
-    offsets: NDArray[np.int64],
-    found: NDArray[np.int64],
-    exact_count: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Measure each query's candidates; of more than exact_count only those that int8 vectors say are nearest.
-
-    vectors: float16 [n, dim]; quantised: int8 [n, dim], None to measure all candidates on float16; queries:
-    float32 [q, dim], of any norm; offsets: int64 [q, c] and found: int64 [q], the first found[i] of row i are
-    candidates. What int8 gets wrong in the order of near neighbours lies far below a rank of 30.
-
-    Returns (places int64 [q, r], cosine distances float32 [q, r], kept int64 [q]): the first kept[i] of row i
-    are set, places among the candidates and their exact distances, as `cosine_distances`, in no order.
-    Raises: DimensionError, IndexError, ValueError, MemoryError.
-    """
-    row_count, dim = _table_shape(vectors)
-    query_count, width = offsets.shape
-    _check("vectors", vectors, _FLOAT16, (row_count, dim))
-    _check("queries", queries, _FLOAT32, (query_count, dim))
-    _check("offsets", offsets, _INT64, (query_count, width))
-    _check("found", found, _INT64, (query_count,))
-    if quantised is None:
-        exact_count = max(width, 1)
-    else:
-        _check("quantised", quantised, _INT8, (row_count, dim))
-    places = np.empty((query_count, exact_count), dtype=np.int64)
-    distances = np.empty((query_count, exact_count), dtype=np.float32)
-    kept = np.empty(query_count, dtype=np.int64)
-    _kernels.rerank(
-        vectors,
-        quantised,
-        row_count,
-        dim,
-        queries,
-        query_count,
-        offsets,
-        width,
-        found,
-        exact_count,
-        places,
-        distances,
-        kept,
-    )
-    return places, distances, kept
-
-
-def choose_spans(
-    centroids: NDArray[np.float16],
-    bounds: NDArray[np.int64],
-    query: NDArray[np.float32],
-    *,
-    margin: float,
-    least: int,
-) -> NDArray[np.int64]:
-    """Choose inverted lists by the distance of their centroids to a query.
-
-    centroids: float16 [m, dim]; bounds: int64 [m + 1], rows bounds[i]:bounds[i + 1] are list i; query:
-    float32 [dim]; chosen are the lists within `margin` of the nearest one, and the `least` nearest,
-    1 <= least <= m; margin >= 0, may be infinite. Returns int64 [p, 2], half-open ranges of rows, ascending
-    and apart: adjacent lists are one range, empty ones none. Raises: DimensionError, ValueError.
-    """
-    list_count, dim = _table_shape(centroids)
-    _check("centroids", centroids, _FLOAT16, (list_count, dim))
-    _check("bounds", bounds, _INT64, (list_count + 1,))
-    _check("query", query, _FLOAT32, (dim,))
-    if not margin >= 0:  # a NaN would be no margin at all
-        raise ValueError(f"margin: must be at least 0, is {margin}")
-    spans = np.empty((list_count, 2), dtype=np.int64)
-    return spans[: _kernels.choose_spans(centroids, list_count, dim, bounds, query, margin, least, spans)]
 
 
 def quantise(vectors: NDArray[np.float16]) -> NDArray[np.int8]:
@@ -250,8 +197,8 @@ def quantise(vectors: NDArray[np.float16]) -> NDArray[np.int8]:
     vectors: float16 [n, dim]. Returns int8 [n, dim]; the scale is not kept, as cosines do not need it.
     Raises: DimensionError.
     """
-    row_count, dim = _table_shape(vectors)
-    _check("vectors", vectors, _FLOAT16, (row_count, dim))
+    row_count, dim = table_shape(vectors)
+    check_array("vectors", vectors, FLOAT16, (row_count, dim))
     out: NDArray[np.int8] = aligned_zeros((row_count, dim), np.int8)
     _kernels.quantise(np.ascontiguousarray(vectors), row_count, dim, out)
     return out
@@ -281,7 +228,7 @@ def asymmetric_scores(codes: NDArray[np.uint64], values: NDArray[np.float32]) ->
     return scores
 
 
-def _bit_count(codes: NDArray[np.uint64], *, name: str, blocks: NDArray[np.uint64]) -> int:
+def check_blocks(blocks: NDArray[np.uint64], codes: NDArray[np.uint64], *, name: str) -> int:
     """The bits of these codes, padding included. Raises: DimensionError where the blocks are not of them."""
     if codes.dtype != np.uint64 or codes.ndim != 2 or not 1 <= codes.shape[1] <= MAX_CODE_WORDS:
         expected = f"uint64 [n, 1..{MAX_CODE_WORDS}]"
@@ -296,14 +243,14 @@ def _bit_count(codes: NDArray[np.uint64], *, name: str, blocks: NDArray[np.uint6
     return bit_count
 
 
-def _table_shape(vectors: NDArray[Any]) -> tuple[int, int]:
+def table_shape(vectors: NDArray[Any]) -> tuple[int, int]:
     """(rows, dimension). Raises: DimensionError."""
     if vectors.ndim != 2:
         raise DimensionError("vectors", expected="[n, dim]", got=f"{list(vectors.shape)}")
     return vectors.shape[0], vectors.shape[1]
 
 
-def _check(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Refuse what would be read as something else: memory carries no type. Raises: DimensionError."""
     if array.dtype != dtype or array.shape != shape:
         expected = f"{dtype} {list(shape)}"

@@ -1,11 +1,14 @@
 """Which inverted lists a query must search, measured on the rows that the lists were made of."""
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.errors import DimensionError, InvalidRowsError
 from index.vectors import unit_rows
 
 DISTANCE_STEP: Final = 0.05
@@ -15,6 +18,7 @@ NEIGHBOURS = 10
 QUERY_ROWS = 500
 POOL_ROWS = 200_000
 POOL_CHUNK_ROWS = 16_384
+RUN = 64
 COVERAGE = 0.9995
 """Share of the neighbours within a distance whose lists its margin reaches."""
 LEAST_PAIRS = 200
@@ -29,20 +33,41 @@ class ListMargins:
     by_distance: float32 [20], for rows within .05, .1, ... 1.0 of the query, COVERAGE of them; never falls.
     by_recall: float32 [6], for the share RECALLS of the 10 nearest rows; never falls. A query with near
     neighbours is near their centroid and few others, so that one margin means few lists for it and many for a
-    query that has none.
+    query that has none. Raises: DimensionError, InvalidRowsError.
     """
 
     by_distance: NDArray[np.float32]
     by_recall: NDArray[np.float32]
 
+    def __post_init__(self) -> None:
+        for name, array, count in (
+            ("distance_margins", self.by_distance, DISTANCE_COUNT),
+            ("recall_margins", self.by_recall, len(RECALLS)),
+        ):
+            if array.dtype != np.float32 or array.shape != (count,):
+                got = f"{array.dtype} {list(array.shape)}"
+                raise DimensionError(name, expected=f"float32 [{count}]", got=got)
+            if not np.all(array >= 0):
+                raise InvalidRowsError(f"{name}: must be at least 0")
+
+    @classmethod
+    def unknown(cls) -> "ListMargins":
+        """Of lists that nothing was measured on: a search for a distance or a recall takes all."""
+        return cls(
+            by_distance=np.full(DISTANCE_COUNT, 2, dtype=np.float32),
+            by_recall=np.full(len(RECALLS), 2, dtype=np.float32),
+        )
+
     def for_distance(self, cosine_distance: float) -> float:
         """The margin that reaches rows within the distance; infinite beyond 1, where none was measured."""
-        step = max(0, int(np.ceil(cosine_distance / DISTANCE_STEP - 1e-6)) - 1)
-        return float(self.by_distance[step]) if step < DISTANCE_COUNT else float("inf")
+        if cosine_distance > DISTANCE_STEP * DISTANCE_COUNT:
+            return float("inf")
+        step = math.ceil(cosine_distance / DISTANCE_STEP - 1e-6) - 1
+        return float(self.by_distance[max(0, step)])
 
     def for_recall(self, recall: float) -> float:
         """The margin that reaches this share of the 10 nearest rows; infinite beyond the last of RECALLS."""
-        level = int(np.searchsorted(RECALLS, recall - 1e-9))
+        level = bisect_left(RECALLS, recall - 1e-9)
         return float(self.by_recall[level]) if level < len(RECALLS) else float("inf")
 
 
@@ -67,10 +92,7 @@ def measure_margins(
     margins = margins[np.isfinite(margins)]
     distances = distances[np.isfinite(distances)]
     if not margins.size:
-        return ListMargins(
-            by_distance=np.full(DISTANCE_COUNT, 2, dtype=np.float32),
-            by_recall=np.full(len(RECALLS), 2, dtype=np.float32),
-        )
+        return ListMargins.unknown()
     by_distance = []
     for step in range(DISTANCE_COUNT):
         distance = DISTANCE_STEP * (step + 1)
@@ -121,10 +143,28 @@ def _neighbours(
         chunk = pool[start : start + POOL_CHUNK_ROWS]
         measured = 1 - query_vectors @ unit_rows(vectors[chunk]).T  # [q, chunk]
         measured[queries[:, None] == chunk[None, :]] = np.inf
-        joined = np.concatenate([distances, measured], axis=1)
+        places = _smallest_places(measured, count=NEIGHBOURS)
+        joined = np.concatenate([distances, np.take_along_axis(measured, places, axis=1)], axis=1)
         nearest = np.argpartition(joined, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-        rows = np.take_along_axis(
-            np.concatenate([rows, np.broadcast_to(chunk, measured.shape)], axis=1), nearest, axis=1
-        )
+        rows = np.take_along_axis(np.concatenate([rows, chunk[places]], axis=1), nearest, axis=1)
         distances = np.take_along_axis(joined, nearest, axis=1)
     return distances, rows
+
+
+def _smallest_places(values: NDArray[np.float32], *, count: int) -> NDArray[np.int64]:
+    """Places int64 [q, min(count, n)] of the smallest of float32 [q, n], in no order.
+
+    They lie in the `count` runs of RUN values with the smallest minima, which is all that is sorted.
+    """
+    run_count = values.shape[1] // RUN
+    if run_count <= count:
+        count = min(count, values.shape[1])
+        return np.argpartition(values, count - 1, axis=1)[:, :count]
+    whole = run_count * RUN
+    minima = values[:, :whole].reshape(len(values), run_count, RUN).min(axis=2)
+    runs = np.argpartition(minima, count - 1, axis=1)[:, :count]
+    places = (runs[:, :, None] * RUN + np.arange(RUN)).reshape(len(values), -1)
+    rest = np.broadcast_to(np.arange(whole, values.shape[1]), (len(values), values.shape[1] - whole))
+    places = np.concatenate([places, rest], axis=1)
+    smallest = np.argpartition(np.take_along_axis(values, places, axis=1), count - 1, axis=1)[:, :count]
+    return np.take_along_axis(places, smallest, axis=1)

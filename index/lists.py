@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index import _kernels
 from index.errors import DimensionError, InvalidRowsError
-from index.kernels import choose_spans
+from index.kernels import FLOAT32, check_array
 from index.list_margins import ListMargins, measure_margins
 from index.vectors import unit_rows
 
@@ -24,13 +25,16 @@ ASSIGN_CHUNK_VALUES = 4 * 1024 * 1024
 """Rows measured against all centroids at a time, and products that this makes, at most: these float32 stay in
 cache, four times as many take twice as long."""
 
+ListChoice = tuple[Any, ...]
+"""Lists, and which of them a search takes, as the compiled search reads it: from `InvertedLists.near`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InvertedLists:
     """Rows bounds[i]:bounds[i + 1] of a segment are list i: those nearest to centroid i.
 
     centroids: float16 [m, dim], m >= 1, any norm but 0. bounds: int64 [m + 1], from 0 to the segment's row
-    count, never descending; a list may be empty. margins: None where they were not measured.
+    count, never descending; a list may be empty.
 
     Source: Jegou et al. 2011, Product quantization for nearest neighbor search (the inverted file system).
     Raises: DimensionError, InvalidRowsError.
@@ -38,7 +42,7 @@ class InvertedLists:
 
     centroids: NDArray[np.float16]
     bounds: NDArray[np.int64]
-    margins: ListMargins | None = None
+    margins: ListMargins
 
     def __post_init__(self) -> None:
         for name, array, dtype, axes in (
@@ -74,22 +78,37 @@ class InvertedLists:
         """Bytes in memory."""
         return self.centroids.nbytes + self.bounds.nbytes
 
-    def spans(
-        self, query: NDArray[np.float32], *, probe_count: int, margin: float = 0.0
-    ) -> NDArray[np.int64]:
-        """Choose the lists nearest to a query, as ranges of rows.
+    def near(
+        self, *, least: int, recall: float | None = None, cosine_distance: float | None = None
+    ) -> ListChoice | None:
+        """How a search is to choose lists; None: it is to take all.
 
-        query: float32 [dim]; probe_count: how many at least; margin: and all whose centroid is by no more
-        than this cosine distance farther than the nearest. Returns int64 [p, 2], half-open ranges of rows,
-        ascending and apart: adjacent lists are one range, empty ones none. O(lists).
-        Raises: DimensionError; ValueError for probe_count < 1.
+        least: how many at least; recall: and what holds this share of the 10 nearest rows; cosine_distance:
+        and what holds the rows within it. Raises: ValueError for least < 1.
         """
-        if probe_count < 1:
-            raise ValueError(f"probe_count: must be at least 1, is {probe_count}")
-        if probe_count >= self.list_count or margin >= 2:
+        if least < 1:
+            raise ValueError(f"least: must be at least 1, is {least}")
+        margin = 0.0 if recall is None else self.margins.for_recall(recall)
+        if cosine_distance is not None:
+            margin = max(margin, self.margins.for_distance(cosine_distance))
+        if least >= self.list_count or margin >= 2:
+            return None
+        return (self.centroids, self.bounds, self.list_count, self.dim, margin, least)
+
+    def spans(self, query: NDArray[np.float32], choice: ListChoice | None) -> NDArray[np.int64]:
+        """The rows that a search for this query reads: whole blocks of the lists that it chooses.
+
+        query: float32 [dim]. Returns int64 [p, 2], half-open ranges, ascending and apart. What shares a block
+        of codes with a chosen list is searched too, for nothing. O(lists).
+        Raises: DimensionError.
+        """
+        check_array("query", query, FLOAT32, (self.dim,))
+        if choice is None:
             everything = [[0, self.row_count]] if self.row_count else []
             return np.array(everything, dtype=np.int64).reshape(-1, 2)
-        return choose_spans(self.centroids, self.bounds, query, margin=margin, least=probe_count)
+        return np.frombuffer(
+            _kernels.spans_near(choice, np.ascontiguousarray(query)), dtype=np.int64
+        ).reshape(-1, 2)
 
 
 def build_lists(
@@ -156,4 +175,23 @@ def _fit(vectors: NDArray[np.float16], *, list_count: int, seed: int) -> NDArray
     _check_finite(sample)
     kmeans.train(unit_rows(sample))
     centroids: NDArray[np.float32] = kmeans.centroids
-    return centroids
+    return centroids[_near_to_near(centroids, np.arange(list_count), rng=rng)]
+
+
+def _near_to_near(
+    centroids: NDArray[np.float32], numbers: NDArray[np.int64], *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Order centroids by halving them again and again along their principal axis.
+
+    Lists that one query searches are then often neighbours, and share the blocks at their ends.
+    """
+    if numbers.size <= 2:
+        return numbers
+    centred = centroids[numbers] - centroids[numbers].mean(axis=0)
+    axis = rng.standard_normal(centroids.shape[1], dtype=np.float32)
+    for _ in range(4):  # power iterations: a rough axis orders as well
+        axis = centred.T @ (centred @ axis)
+        axis /= max(float(np.linalg.norm(axis)), 1e-30)
+    along = numbers[np.argsort(centred @ axis, kind="stable")]
+    halves = (along[: along.size // 2], along[along.size // 2 :])
+    return np.concatenate([_near_to_near(centroids, half, rng=rng) for half in halves])

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import NamedTuple
 
 from index.config import IndexConfig
 from index.errors import PathUnavailableError
@@ -29,8 +29,7 @@ class SearchPath(Enum):
 _COSTS = {path: cost for cost, path in enumerate(SearchPath)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentTraits:
+class SegmentTraits(NamedTuple):
     """What a choice depends on, of a segment. Row counts have dead rows in them.
 
     row_count: of the segment; partition_row_count: of all segments of its partition. has_query_code: the
@@ -49,8 +48,7 @@ class SegmentTraits:
     prefix_pass_rate: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryTraits:
+class QueryTraits(NamedTuple):
     """What a choice depends on, of a query.
 
     k: results wanted. allowed_count: length of the list of allowed ids, None for no list. min_recall: of the

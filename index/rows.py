@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.errors import DimensionError, DuplicateEntryError, InvalidRowsError
+from index.search_table import SearchTable
 
 NEVER = 2**63 - 1  # expire time of a row that never expires
 TOMBSTONE = 0  # expire time of a deleted row, so that `now_ms < expire_time` masks expired and deleted rows
@@ -36,21 +37,22 @@ class Payloads(Protocol):
 class MappedPayloads:
     """Payloads that stay in a mapped file; each access copies one row's bytes out of the page cache."""
 
-    __slots__ = ("_bounds", "_column_start", "_file")
+    __slots__ = ("_bounds", "_column_start", "_file", "_starts")
 
     def __init__(self, file: mmap, *, column_start: int, bounds: NDArray[np.int64]) -> None:
         """file: the mapping; column_start: where the column begins in it; bounds: int64 [n + 1], in bytes."""
         self._file = file
         self._column_start = column_start
         self._bounds = bounds
+        self._starts = memoryview(bounds.view(np.uint8)).cast("q")  # type: ignore[arg-type]  # fast to index
 
     def __len__(self) -> int:
         return self._bounds.size - 1
 
     def __getitem__(self, offset: int, /) -> bytes:
-        if not 0 <= offset < len(self):
+        if offset < 0:
             raise IndexError(offset)
-        start, stop = self._bounds[offset : offset + 2].tolist()
+        start, stop = self._starts[offset], self._starts[offset + 1]
         return self._file[self._column_start + start : self._column_start + stop]
 
     @property
@@ -92,8 +94,8 @@ class SegmentView:
     label_mask: NDArray[np.bool_]  # [n]
     scopes: NDArray[np.uint64]  # [n]
     expire_times: NDArray[np.int64]  # [n]
-    blocks: NDArray[np.uint64] | None  # the codes bit-sliced, as index.kernels reads them; may have more rows
-    quantised: NDArray[np.int8] | None  # [n, dim], of sealed segments
+    is_sealed: bool
+    table: SearchTable | None  # the same rows, where they have codes
 
     @property
     def row_count(self) -> int:

@@ -19,6 +19,7 @@ from index.rows import (
     memory_bytes,
     payload_memory_bytes,
 )
+from index.search_table import SearchTable
 from index.segment import Fingerprint, first_live, move_expire_times
 
 SCOPE_SAMPLE_ROWS = 1_024
@@ -28,10 +29,11 @@ QUANTISED_ROWS = 2_048  # at once, so that what is computed is still in the cach
 class SealedSegment:
     """Rows that are no longer added to.
 
-    In memory: what every search reads (bit-sliced codes, int8 vectors, ids, scopes, expire times) and the
-    fingerprints. The rest (float16 vectors, codes in row order, label codes, payloads) stays wherever `rows`
-    has it, in a mapped file when read from one, and is read for the few best candidates, for class retrieval
-    or not at all. Deletions and expire times change the copy in memory only, never the file.
+    In memory: what every search reads (ids, scopes, expire times, and of rows that have codes these,
+    bit-sliced, and int8 vectors) and the fingerprints. The rest (float16 vectors, codes in row order, label
+    codes, payloads) stays wherever `rows` has it, in a mapped file when read from one, and is read for the
+    few best candidates, for class retrieval or not at all. Deletions and expire times change the copy in
+    memory only, never the file.
     """
 
     def __init__(
@@ -63,17 +65,29 @@ class SealedSegment:
             blocks = None if rows.codes is None else pool.submit(_sliced, rows.codes)
             self._id_order = None if lists is None else np.argsort(rows.entry_ids)  # int64 [n]
             order = pool.submit(_fingerprint_order, rows.fingerprints, self._id_order)
-            quantised = _quantised(rows.vectors, pool)
+            quantised = None if blocks is None else _quantised(rows.vectors, pool)
+            entry_ids, scopes, times = rows.entry_ids.copy(), rows.scopes.copy(), rows.expire_times.copy()
+            table = None
+            if blocks is not None and rows.codes is not None:
+                table = SearchTable(
+                    codes=rows.codes,
+                    blocks=blocks.result(),
+                    vectors=rows.vectors,
+                    quantised=quantised,
+                    entry_ids=entry_ids,
+                    scopes=scopes,
+                    expire_times=times,
+                )
             self._view = SegmentView(
-                entry_ids=rows.entry_ids.copy(),
+                entry_ids=entry_ids,
                 vectors=rows.vectors,
                 codes=rows.codes,
                 label_codes=rows.label_codes,
                 label_mask=rows.label_mask,
-                scopes=rows.scopes.copy(),
-                expire_times=rows.expire_times.copy(),
-                blocks=None if blocks is None else blocks.result(),
-                quantised=quantised,
+                scopes=scopes,
+                expire_times=times,
+                is_sealed=True,
+                table=table,
             )
             self._fingerprint_order = order.result()  # int64 [m], of the rows that have a key
         self._scope_sample = rows.scopes[:: max(1, len(rows) // SCOPE_SAMPLE_ROWS)].copy()
@@ -170,8 +184,9 @@ class SealedSegment:
         view = self._view
         parts = {name: getattr(view, name) for name in COLUMN_TYPES if name != "fingerprints"}
         sizes = {name: memory_bytes(array) for name, array in parts.items() if array is not None}
-        sizes["quantised"] = 0 if view.quantised is None else view.quantised.nbytes
-        sizes["blocks"] = 0 if view.blocks is None else view.blocks.nbytes
+        table = view.table
+        sizes["quantised"] = 0 if table is None or table.quantised is None else table.quantised.nbytes
+        sizes["blocks"] = 0 if table is None else table.blocks.nbytes
         sizes["lists"] = 0 if self._lists is None else self._lists.size_bytes
         sizes["lookup"] = 0 if self._id_order is None else self._id_order.nbytes
         sizes["fingerprints"] = self._fingerprint_words.nbytes + self._fingerprint_order.nbytes

@@ -10,9 +10,9 @@
 Numbers are little-endian. The header holds every column's checksum, so its own CRC-32 stands for the whole
 file: a manifest that names it names exactly these bytes. The file ends with its last column.
 
-With list_count over 0 there are the columns list_bounds and centroids, and, where they were measured,
-distance_margins and recall_margins, and entry ids ascend within each
-list; without, entry ids ascend. Format 1 has no list_count and never lists; it is read, not written.
+With list_count over 0 there are the columns list_bounds and centroids, mostly distance_margins and
+recall_margins too (files without are read, not written), and entry ids ascend within each list; without,
+entry ids ascend. Format 1 has no list_count and never lists; it is read, not written.
 """
 
 import json
@@ -179,7 +179,7 @@ def _lists_of(arrays: Mapping[str, NDArray[Any]]) -> InvertedLists | None:
     """The lists that the columns hold, in memory of their own. Raises: DimensionError, InvalidRowsError."""
     if "list_bounds" not in arrays:
         return None
-    margins = None
+    margins = ListMargins.unknown()
     if "distance_margins" in arrays:
         margins = ListMargins(
             by_distance=arrays["distance_margins"].copy(), by_recall=arrays["recall_margins"].copy()
@@ -193,9 +193,8 @@ def _columns(rows: Rows, lists: InvertedLists | None) -> list[_Column]:
     arrays = dict(rows.columns)
     if lists is not None:
         arrays |= {"list_bounds": lists.bounds, "centroids": lists.centroids}
-        if lists.margins is not None:
-            arrays["distance_margins"] = lists.margins.by_distance
-            arrays["recall_margins"] = lists.margins.by_recall
+        arrays["distance_margins"] = lists.margins.by_distance
+        arrays["recall_margins"] = lists.margins.by_recall
     sizes = map(len, _each(rows.payloads))
     bounds = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(sizes, dtype=np.int64, count=len(rows)), out=bounds[1:])

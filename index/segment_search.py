@@ -1,7 +1,8 @@
 """Searches of one segment, one function per path. Nothing here changes anything."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,41 +10,28 @@ from numpy.typing import NDArray
 from index.codes import WORD_BITS
 from index.config import IndexConfig
 from index.hamming import hamming_distances, nearest_by_score
-from index.kernels import BLOCK_ROWS, PREFIX_BITS, cosine_distances, nearest_codes, rerank
-from index.lists import InvertedLists
+from index.kernels import BLOCK_ROWS, PREFIX_BITS, cosine_distances
+from index.lists import InvertedLists, ListChoice
 from index.planner import SearchPath, graph_falls_short, pass_rate, scan_proves_miss
 from index.requests import SearchRequest
 from index.rows import SegmentView
+from index.search_table import RankedRow
 from index.segment import Segment
 from index.selection import smallest
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # not frozen: that takes 2 us a search to make
 class Candidates:
-    """Rows of one segment with their exact distances; live when they were collected.
+    """Rows of one segment with their exact distances, ascending; live when they were collected.
 
     proves_miss: when none of them is within the threshold, no live row of the segment is.
     """
 
     segment: Segment
     path: SearchPath
-    entry_ids: NDArray[np.int64]  # [m]
-    offsets: NDArray[np.int64]  # [m]
-    cosine_distances: NDArray[np.float32]  # [m]
-    hamming_distances: NDArray[np.int32] | None  # [m], in bits
+    rows: Sequence[RankedRow]
     examined_count: int
     proves_miss: bool
-
-    def take(self, places: NDArray[np.int64]) -> "Candidates":
-        """Those at `places` (int64 [r]), in that order."""
-        hamming = self.hamming_distances
-        return replace(
-            self,
-            entry_ids=self.entry_ids[places],
-            offsets=self.offsets[places],
-            cosine_distances=self.cosine_distances[places],
-            hamming_distances=None if hamming is None else hamming[places],
-        )
 
 
 def search_segment(
@@ -64,7 +52,7 @@ def search_segment(
             for request in requests
         ]
     if path in (SearchPath.CASCADE, SearchPath.SCAN):
-        return _search_codes(segment, view, requests, path=path, config=config, spans=None)
+        return _search_codes(segment, view, requests, path=path, config=config, lists=None)
     if path is SearchPath.HNSW:
         return [search_graph(segment, view, request, ef=config.hnsw_ef_search) for request in requests]
     return [search_exact(segment, view, request) for request in requests]
@@ -79,16 +67,12 @@ def _search_lists(
     path: SearchPath,
     config: IndexConfig,
 ) -> Candidates:
-    margin = float("inf") if lists.margins is None else 0.0
-    if lists.margins is not None and path is SearchPath.IVF:
-        margin = lists.margins.for_recall(max(request.min_recall, config.list_recall))
-    if lists.margins is not None and request.threshold is not None:
-        margin = max(margin, lists.margins.for_distance(request.threshold))
-    spans = lists.spans(request.vector, probe_count=config.probe_count, margin=margin)
-    found = _search_codes(segment, view, [request], path=path, config=config, spans=spans)[0]
+    recall = max(request.min_recall, config.list_recall) if path is SearchPath.IVF else None
+    near = lists.near(least=config.probe_count, recall=recall, cosine_distance=request.threshold)
+    found = _search_codes(segment, view, [request], path=path, config=config, lists=near)[0]
     if path is SearchPath.IVF and found.examined_count < request.k:
         # Of a rare scope, or where most rows are dead, the lists near the query may hold too few.
-        return _search_codes(segment, view, [request], path=SearchPath.SCAN, config=config, spans=None)[0]
+        return _search_codes(segment, view, [request], path=SearchPath.SCAN, config=config, lists=None)[0]
     return found
 
 
@@ -99,63 +83,52 @@ def _search_codes(
     *,
     path: SearchPath,
     config: IndexConfig,
-    spans: NDArray[np.int64] | None,
+    lists: ListChoice | None,
 ) -> list[Candidates]:
     """Take the live rows with the nearest codes and measure them exactly."""
     encoder_id = segment.key.encoder_id
-    assert view.blocks is not None and encoder_id is not None  # the planner's rule
+    assert view.table is not None and encoder_id is not None  # the planner's rule
     first = requests[0]
-    queries = np.array([request.codes[encoder_id] for request in requests])
-    bit_count = WORD_BITS * queries.shape[1]
+    if len(requests) == 1:  # spared two copies
+        codes, vectors = first.codes[encoder_id][None], first.vector[None]
+    else:
+        codes = np.array([request.codes[encoder_id] for request in requests])
+        vectors = np.array([request.vector for request in requests])
     radii = [request.radii.get(encoder_id, {}).get(config.code_bits) for request in requests]
     max_distances = prefix_limits = None
     if path is SearchPath.CASCADE:
         max_distances = np.array(radii, dtype=np.int32)  # the planner's rule: there is one of each
+        bit_count = WORD_BITS * codes.shape[1]
         limits = [_prefix_limits(request.radii[encoder_id], bit_count=bit_count) for request in requests]
         prefix_limits = np.array(limits, dtype=np.int32)
     wanted = config.candidates_for(first.k)
-    offsets, distances, found = nearest_codes(
-        view.blocks,
-        queries,
+    found = view.table.nearest_rows(
+        codes,
+        vectors,
         count=wanted,
-        expire_times=view.expire_times,
+        exact_count=config.exact_for(first.k),
         now_ms=first.now_ms,
-        **_scopes(view, requests),
+        scopes=_scopes(requests),
         allowed=_allowed_mask(segment, view, first),
-        spans=spans,
+        lists=lists,
         max_distances=max_distances,
         prefix_limits=prefix_limits,
     )
-    places, cosine, kept = rerank(
-        view.vectors,
-        view.quantised,
-        np.array([request.vector for request in requests]),
-        offsets=offsets,
-        found=found,
-        exact_count=config.exact_for(first.k),
-    )
-    candidates = []
-    for i, count in enumerate(found.tolist()):
-        chosen = places[i, : kept[i]]
-        rows = offsets[i, chosen]
-        candidates.append(
-            Candidates(
-                segment=segment,
-                path=path,
-                entry_ids=view.entry_ids[rows],
-                offsets=rows,
-                cosine_distances=cosine[i, : kept[i]],
-                hamming_distances=distances[i, chosen],
-                examined_count=count,
-                proves_miss=scan_proves_miss(
-                    wanted_count=wanted,
-                    candidate_count=count,
-                    worst_hamming_distance=int(distances[i, count - 1]) if count else None,
-                    radius=radii[i],
-                ),
-            )
+    return [
+        Candidates(
+            segment=segment,
+            path=path,
+            rows=rows,
+            examined_count=count,
+            proves_miss=scan_proves_miss(
+                wanted_count=wanted,
+                candidate_count=count,
+                worst_hamming_distance=worst if count else None,
+                radius=radius,
+            ),
         )
-    return candidates
+        for (rows, count, worst), radius in zip(found, radii, strict=True)
+    ]
 
 
 def search_graph(segment: Segment, view: SegmentView, request: SearchRequest, *, ef: int) -> Candidates:
@@ -172,13 +145,11 @@ def search_graph(segment: Segment, view: SegmentView, request: SearchRequest, *,
         if graph_falls_short(live_count=live_count, found_count=offsets.size, k=request.k):
             return search_exact(segment, view, request)
     distances = cosine_distances(view.vectors, request.vector, offsets=offsets)
+    order = np.lexsort((view.entry_ids[offsets], distances))
     return Candidates(
         segment=segment,
         path=SearchPath.HNSW,
-        entry_ids=view.entry_ids[offsets],
-        offsets=offsets,
-        cosine_distances=distances,
-        hamming_distances=_hamming(segment, view, request, offsets),
+        rows=_ranked(segment, view, request, offsets[order], distances[order]),
         examined_count=offsets.size,
         proves_miss=True,  # by the graph's recall: a graph has no radius to prove more with
     )
@@ -189,14 +160,10 @@ def search_exact(segment: Segment, view: SegmentView, request: SearchRequest) ->
     live = _live_offsets(segment, view, request)
     distances = cosine_distances(view.vectors, request.vector, offsets=live)
     chosen = smallest(distances, count=request.k, ties=view.entry_ids[live])
-    offsets = live[chosen]
     return Candidates(
         segment=segment,
         path=SearchPath.EXACT,
-        entry_ids=view.entry_ids[offsets],
-        offsets=offsets,
-        cosine_distances=distances[chosen],
-        hamming_distances=_hamming(segment, view, request, offsets),
+        rows=_ranked(segment, view, request, live[chosen], distances[chosen]),
         examined_count=live.size,
         proves_miss=True,
     )
@@ -221,13 +188,14 @@ def search_label_codes(
         live &= _mask(_allowed_offsets(segment, view, allowed_ids), view.row_count)
     offsets, scores = nearest_by_score(view.label_codes, values, count=k, live=live, ties=view.entry_ids)
     scale = np.float32(np.linalg.norm(values.astype(np.float64)) * np.sqrt(values.size))
+    distances = np.clip(np.float32(1) - scores / scale, 0, 2).astype(np.float32)
+    ids = view.entry_ids[offsets]
+    order = np.lexsort((ids, distances))  # different scores may be one distance
+    distances, ids, offsets = distances[order], ids[order], offsets[order]
     return Candidates(
         segment=segment,
         path=SearchPath.SCAN,
-        entry_ids=view.entry_ids[offsets],
-        offsets=offsets,
-        cosine_distances=np.clip(np.float32(1) - scores / scale, 0, 2).astype(np.float32),
-        hamming_distances=None,
+        rows=list(zip(distances.tolist(), ids.tolist(), repeat(None), offsets.tolist(), strict=False)),
         examined_count=int(np.count_nonzero(live)),
         proves_miss=True,
     )
@@ -243,12 +211,11 @@ def _prefix_limits(radii: Mapping[int, int], *, bit_count: int) -> list[int]:
     return limits
 
 
-def _scopes(view: SegmentView, requests: Sequence[SearchRequest]) -> dict[str, NDArray[np.uint64] | None]:
-    """What a search of codes needs to keep scopes apart; requests all have a scope, or none has."""
+def _scopes(requests: Sequence[SearchRequest]) -> NDArray[np.uint64] | None:
+    """The scope of each request; requests all have one, or none has."""
     if requests[0].scope is None:
-        return {"scopes": None, "query_scopes": None}
-    scopes = np.array([request.scope for request in requests], dtype=np.uint64)
-    return {"scopes": view.scopes, "query_scopes": scopes}
+        return None
+    return np.array([request.scope for request in requests], dtype=np.uint64)
 
 
 def _is_live(
@@ -297,10 +264,17 @@ def _mask(offsets: NDArray[np.int64], row_count: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _hamming(
-    segment: Segment, view: SegmentView, request: SearchRequest, offsets: NDArray[np.int64]
-) -> NDArray[np.int32] | None:
+def _ranked(
+    segment: Segment,
+    view: SegmentView,
+    request: SearchRequest,
+    offsets: NDArray[np.int64],
+    distances: NDArray[np.float32],
+) -> list[RankedRow]:
+    """Rows at offsets int64 [m], with distances float32 [m], that are in order."""
     code = request.codes.get(segment.key.encoder_id or "")
-    if view.codes is None or code is None:
-        return None
-    return hamming_distances(view.codes[offsets], code)
+    bits: Iterable[int | None] = repeat(None)
+    if view.codes is not None and code is not None:
+        bits = hamming_distances(view.codes[offsets], code).tolist()
+    ids = view.entry_ids[offsets].tolist()
+    return list(zip(distances.tolist(), ids, bits, offsets.tolist(), strict=False))

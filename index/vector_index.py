@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.codes import padding_is_zero, word_count
+from index.codes import WORD_BITS, padding_is_zero, word_count
 from index.config import IndexConfig
 from index.errors import DimensionError, InvalidRowsError, StaleChangesError
 from index.facts import IndexFacts, partition_facts
 from index.growing_segment import GrowingSegment
+from index.kernels import FLOAT32, UINT64
 from index.merge import any_within, merge_candidates
 from index.requests import Changes, Match, Partition, SearchRequest, SearchResult
 from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
@@ -396,22 +397,23 @@ class VectorIndex:
         vector = request.vector
         for _, modality in request.partitions:
             dim = self._dims.get(modality, vector.size)
-            if vector.dtype != np.float32 or vector.shape != (dim,):
+            if vector.dtype != FLOAT32 or vector.shape != (dim,):
                 got = f"{vector.dtype} {list(vector.shape)}"
                 raise DimensionError(f"query vector for {modality}", expected=f"float32 [{dim}]", got=got)
         if not np.isfinite(vector).all():
             raise ValueError("query vector: must be finite")
-        words = word_count(self.config.code_bits)
+        code_bits = self.config.code_bits
+        shape = (word_count(code_bits),)
         for encoder_id, code in request.codes.items():
-            if code.dtype != np.uint64 or code.shape != (words,):
+            if code.dtype != UINT64 or code.shape != shape:
                 got = f"{code.dtype} {list(code.shape)}"
-                raise DimensionError(f"query code of {encoder_id}", expected=f"uint64 [{words}]", got=got)
-            if not padding_is_zero(code[None, :], bit_count=self.config.code_bits):
-                raise ValueError(f"query code of {encoder_id}: bits set beyond {self.config.code_bits}")
+                raise DimensionError(f"query code of {encoder_id}", expected=f"uint64 {list(shape)}", got=got)
+            if code_bits % WORD_BITS and not padding_is_zero(code[None, :], bit_count=code_bits):
+                raise ValueError(f"query code of {encoder_id}: bits set beyond {code_bits}")
         if request.threshold is not None and not request.threshold >= 0:
             raise ValueError(f"threshold: must be at least 0, is {request.threshold}")
         for encoder_id, radii in request.radii.items():
-            if any(not 0 <= radius <= bits <= self.config.code_bits for bits, radius in radii.items()):
+            if any(not 0 <= radius <= bits <= code_bits for bits, radius in radii.items()):
                 raise ValueError(f"radii of {encoder_id}: must be in 0..bits, are {dict(radii)}")
 
 

@@ -1,7 +1,7 @@
 /* index._kernels: exact Hamming search over bit-sliced codes, and cosine distances on stored vectors.
  *
- * Called by index/kernels.py, which checks types and shapes; here only sizes are checked. The interpreter lock is
- * released while a kernel runs.
+ * Called by kernels.py, search_table.py and lists.py, which check types and shapes; here only sizes are checked. The
+ * interpreter lock is released while a kernel runs.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -19,131 +19,207 @@
 #include "measure.h"
 #include "instruction_sets.h"
 #include "search.h"
+#include "rank.h"
+#include "lists.h"
+#include "arguments.h"
 
-/* Buffers of one call, released together. */
-#define MAX_BUFFERS 16
-struct buffers {
-    Py_buffer views[MAX_BUFFERS];
-    int count;
-};
-
-static void release(struct buffers *buffers)
+/* Collect the nearest rows of each query; what is returned ends with end_queries(). NULL when out of memory. */
+static struct query *collect_nearest(const struct call *call)
 {
-    while (buffers->count)
-        PyBuffer_Release(&buffers->views[--buffers->count]);
-}
-
-/* The memory of an array of at least size_bytes; NULL with an exception set. */
-static void *memory(struct buffers *buffers, PyObject *object, int64_t size_bytes, const char *name, int flags)
-{
-    Py_buffer *view = &buffers->views[buffers->count];
-    if (PyObject_GetBuffer(object, view, flags) < 0)
-        return NULL;
-    buffers->count++;
-    if (view->len < size_bytes) {
-        PyErr_Format(PyExc_ValueError, "%s: %zd bytes, needs %lld", name, view->len, (long long)size_bytes);
-        return NULL;
-    }
-    return view->buf;
-}
-
-#define READ(object, size_bytes, name) memory(&buffers, object, size_bytes, name, PyBUF_SIMPLE)
-#define WRITE(object, size_bytes, name) memory(&buffers, object, size_bytes, name, PyBUF_WRITABLE)
-
-static PyObject *nearest(PyObject *self, PyObject *args)
-{
-    PyObject *o_blocks, *o_spans, *o_codes, *o_max, *o_limits, *o_expire, *o_scopes, *o_query_scopes, *o_allowed;
-    PyObject *o_rows, *o_distances, *o_counts;
-    int bit_count;
-    long long span_count, query_count, wanted, row_count, now_ms;
-    struct buffers buffers = {.count = 0};
-    struct query *queries = NULL;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "OiLOLOLLOOOLOOOOOO", &o_blocks, &bit_count, &row_count, &o_spans, &span_count,
-                          &o_codes, &query_count, &wanted, &o_max, &o_limits, &o_expire, &now_ms, &o_scopes,
-                          &o_query_scopes, &o_allowed, &o_rows, &o_distances, &o_counts))
-        return NULL;
-    if (bit_count < 1 || bit_count > MAX_BITS || wanted < 1 || query_count < 0 || row_count < 0 || span_count < 0)
-        return PyErr_Format(PyExc_ValueError, "bit_count, wanted or a count is out of range");
-    const struct layout layout = layout_of(bit_count);
-    const int words = (bit_count + 63) / 64;
-    const int64_t block_count = (row_count + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    const uint64_t *blocks = READ(o_blocks, block_count * layout.block_words * 8, "blocks");
-    const uint64_t *codes = blocks ? READ(o_codes, query_count * words * 8, "codes") : NULL;
-    const int64_t *expire_times = codes ? READ(o_expire, row_count * 8, "expire_times") : NULL;
-    int64_t *rows = expire_times ? WRITE(o_rows, query_count * wanted * 8, "rows") : NULL;
-    int32_t *distances = rows ? WRITE(o_distances, query_count * wanted * 4, "distances") : NULL;
-    int64_t *counts = distances ? WRITE(o_counts, query_count * 8, "counts") : NULL;
-    if (!counts)
-        goto done;
-    const struct span all_rows = {0, row_count}, *spans = &all_rows;
-    if (o_spans != Py_None && !(spans = READ(o_spans, span_count * sizeof(struct span), "spans")))
-        goto done;
-    if (o_spans == Py_None)
-        span_count = 1;
-    const int32_t *limits = NULL, *max_distances = NULL;
-    if (o_max != Py_None && !(max_distances = READ(o_max, query_count * 4, "max_distances")))
-        goto done;
-    const uint64_t *scopes = NULL, *query_scopes = NULL;
-    const uint8_t *allowed = NULL;
-    if (o_limits != Py_None && !(limits = READ(o_limits, query_count * (layout.sums_count - 1) * 4, "limits")))
-        goto done;
-    if (o_query_scopes != Py_None) {
-        if (!(scopes = READ(o_scopes, row_count * 8, "scopes")))
-            goto done;
-        if (!(query_scopes = READ(o_query_scopes, query_count * 8, "query_scopes")))
-            goto done;
-    }
-    if (o_allowed != Py_None && !(allowed = READ(o_allowed, row_count, "allowed")))
-        goto done;
-    if (block_count && (uintptr_t)blocks % 64) {
-        PyErr_SetString(PyExc_ValueError, "blocks: must begin at a cache line");
-        goto done;
-    }
-    for (int64_t s = 0; s < span_count; s++)
-        if (spans[s].start < (s ? spans[s - 1].stop : 0) || spans[s].stop < spans[s].start ||
-            spans[s].stop > row_count) {
-            PyErr_SetString(PyExc_ValueError, "spans must ascend, apart from each other, within the rows");
-            goto done;
-        }
-    for (int64_t i = 0; max_distances && i < query_count; i++)
-        if (max_distances[i] > bit_count) {
-            PyErr_SetString(PyExc_ValueError, "max_distances: beyond bit_count");
-            goto done;
-        }
-    const struct filter filter = {expire_times, now_ms, scopes, allowed};
+    const int words = (call->layout.bit_count + 63) / 64, limit_count = call->layout.sums_count - 1;
     struct plan plan = {0};
-    int is_out_of_memory = 0;
-    Py_BEGIN_ALLOW_THREADS
     void *aligned = NULL;
-    if (query_count && posix_memalign(&aligned, 64, query_count * sizeof *queries))
-        is_out_of_memory = 1;
-    queries = aligned;
-    int64_t prepared = 0;
-    for (; !is_out_of_memory && prepared < query_count; prepared++) {
-        const int64_t i = prepared;
-        const int most = max_distances ? max_distances[i] : bit_count;
-        is_out_of_memory = !prepare(&layout, &queries[i], codes + i * words, wanted, most,
-                                    limits ? limits + i * (layout.sums_count - 1) : NULL);
-        queries[i].has_scope = query_scopes != NULL;
-        queries[i].scope = query_scopes ? query_scopes[i] : 0;
+    if (posix_memalign(&aligned, 64, (call->query_count + 1) * sizeof(struct query)))
+        return NULL;
+    struct query *queries = aligned;
+    int is_out_of_memory = 0;
+    for (int64_t i = 0; i < call->query_count; i++) {
+        const int most = call->max_distances ? call->max_distances[i] : call->layout.bit_count;
+        is_out_of_memory |= !prepare(&call->layout, &queries[i], call->codes + i * words, call->wanted, most,
+                                     call->limits ? call->limits + i * limit_count : NULL);
+        queries[i].has_scope = call->query_scopes != NULL;
+        queries[i].scope = call->query_scopes ? call->query_scopes[i] : 0;
     }
-    if (!is_out_of_memory && make_plan(&plan, spans, span_count))
-        search(&layout, blocks, &plan, span_count == 1, &filter, queries, query_count);
+    if (!is_out_of_memory && make_plan(&plan, call->spans, call->span_count))
+        search(&call->layout, call->blocks, &plan, call->span_count == 1, &call->filter, queries, call->query_count);
     else
         is_out_of_memory = 1;
     free(plan.visits);
     free(plan.masks);
-    for (int64_t i = 0; i < prepared; i++) {
+    for (int64_t i = 0; i < call->query_count; i++)
         is_out_of_memory |= queries[i].failed;
-        if (!is_out_of_memory)
-            counts[i] = finish(&queries[i], &layout, rows + i * wanted, distances + i * wanted);
-        free(queries[i].rows);
-        free(queries[i].distances);
-    }
-    free(queries);
+    if (!is_out_of_memory)
+        return queries;
+    end_queries(queries, call->query_count);
+    return NULL;
+}
+
+/* Per query the rows with the nearest codes, and their distances in bits. */
+static PyObject *nearest(PyObject *self, PyObject *args)
+{
+    PyObject *o_table, *o_search, *o_rows, *o_distances, *o_counts;
+    struct buffers buffers = {.count = 0};
+    struct call call;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "OOOOO", &o_table, &o_search, &o_rows, &o_distances, &o_counts))
+        return NULL;
+    if (!read_call(&call, &buffers, o_table, o_search))
+        goto done;
+    int64_t *rows = WRITE(o_rows, call.query_count * call.wanted * 8, "rows");
+    int32_t *distances = rows ? WRITE(o_distances, call.query_count * call.wanted * 4, "distances") : NULL;
+    int64_t *counts = distances ? WRITE(o_counts, call.query_count * 8, "counts") : NULL;
+    if (!counts)
+        goto done;
+    struct query *queries;
+    Py_BEGIN_ALLOW_THREADS
+    queries = collect_nearest(&call);
+    for (int64_t i = 0; queries && i < call.query_count; i++)
+        counts[i] = finish(&queries[i], &call.layout, rows + i * call.wanted, distances + i * call.wanted);
+    if (queries)
+        end_queries(queries, call.query_count);
     Py_END_ALLOW_THREADS
-    result = is_out_of_memory ? PyErr_NoMemory() : Py_NewRef(Py_None);
+    result = queries ? Py_NewRef(Py_None) : PyErr_NoMemory();
+done:
+    release(&buffers);
+    return result;
+}
+
+/* What one query of a ranked search found: `count` rows, of `examined` candidates. */
+struct answer {
+    struct ranked *rows;
+    int64_t count, examined;
+    int worst; /* distance in bits of the farthest candidate; -1 without one */
+};
+
+/* [(cosine distance, entry id, distance in bits, row), ...], the number of candidates, the farthest one's bits */
+static PyObject *object_of(const struct answer *answer)
+{
+    PyObject *rows = PyList_New(answer->count);
+    for (int64_t i = 0; rows && i < answer->count; i++) {
+        const struct ranked *row = &answer->rows[i];
+        PyObject *item = Py_BuildValue("dLiL", (double)row->distance, (long long)row->entry_id, row->bits,
+                                       (long long)row->row);
+        if (!item || PyList_SetItem(rows, i, item) < 0) {
+            Py_DECREF(rows);
+            return NULL;
+        }
+    }
+    return rows ? Py_BuildValue("NLi", rows, (long long)answer->examined, answer->worst) : NULL;
+}
+
+/* What choose_spans() says, in memory that free() ends; NULL when out of memory. */
+static struct span *spans_of(const struct choice *choice, const float *query, int64_t *span_count)
+{
+    struct span *spans = malloc(choice->lists.list_count * sizeof *spans);
+    float *unit = unit_query(query, choice->lists.dim);
+    *span_count = -1;
+    if (spans && unit)
+        *span_count = choose_spans(&choice->lists, unit, (float)choice->margin, choice->least, spans);
+    free(unit);
+    if (*span_count >= 0)
+        return spans;
+    free(spans);
+    return NULL;
+}
+
+/* The spans of rows that a query searches, as bytes. */
+static PyObject *spans_near(PyObject *self, PyObject *args)
+{
+    PyObject *o_choice, *o_query;
+    struct buffers buffers = {.count = 0};
+    struct choice choice;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "OO", &o_choice, &o_query))
+        return NULL;
+    const float *query = NULL;
+    if (!read_choice(&choice, &buffers, o_choice) || !(query = READ(o_query, choice.lists.dim * 4, "query")))
+        goto done;
+    struct span *spans;
+    int64_t span_count;
+    Py_BEGIN_ALLOW_THREADS
+    spans = spans_of(&choice, query, &span_count);
+    Py_END_ALLOW_THREADS
+    if (spans)
+        result = PyBytes_FromStringAndSize((const char *)spans, span_count * (Py_ssize_t)sizeof *spans);
+    else
+        PyErr_NoMemory();
+    free(spans);
+done:
+    release(&buffers);
+    return result;
+}
+
+/* Per query the nearest rows by exact distance among those with the nearest codes; of the lists near it, where it is
+ * one query and there are lists. */
+static PyObject *rank(PyObject *self, PyObject *args)
+{
+    PyObject *o_table, *o_search, *o_queries, *o_choice;
+    long long exact_count;
+    struct buffers buffers = {.count = 0};
+    struct call call;
+    struct choice choice;
+    struct answer *answers = NULL;
+    struct span *spans = NULL;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "OOOLO", &o_table, &o_search, &o_queries, &exact_count, &o_choice))
+        return NULL;
+    if (!read_call(&call, &buffers, o_table, o_search))
+        goto done;
+    const int has_choice = o_choice != Py_None;
+    if (has_choice && !read_choice(&choice, &buffers, o_choice))
+        goto done;
+    const int64_t dim = call.vectors.dim;
+    const float *query_vectors = READ(o_queries, call.query_count * dim * 4, "queries");
+    if (!query_vectors)
+        goto done;
+    if (exact_count < 1 || !call.vectors.halves || !call.entry_ids ||
+        (has_choice && (call.query_count != 1 || choice.lists.dim != dim ||
+                        choice.lists.bounds[choice.lists.list_count] != call.row_count))) {
+        PyErr_SetString(PyExc_ValueError, "exact_count is out of range, there are no vectors, or lists not of one query and these rows");
+        goto done;
+    }
+    int is_out_of_memory;
+    Py_BEGIN_ALLOW_THREADS
+    if (has_choice) {
+        spans = spans_of(&choice, query_vectors, &call.span_count);
+        call.spans = spans;
+    }
+    struct query *queries = has_choice && !spans ? NULL : collect_nearest(&call);
+    answers = calloc(call.query_count + 1, sizeof *answers);
+    is_out_of_memory = !queries || !answers;
+    for (int64_t i = 0; !is_out_of_memory && i < call.query_count; i++) {
+        struct answer *answer = &answers[i];
+        const int64_t size = queries[i].size + 1;
+        int64_t *rows = malloc(size * sizeof *rows);
+        int32_t *bits = malloc(size * sizeof *bits);
+        is_out_of_memory = !rows || !bits;
+        if (!is_out_of_memory) {
+            answer->examined = finish(&queries[i], &call.layout, rows, bits);
+            answer->worst = answer->examined ? bits[answer->examined - 1] : -1;
+            answer->rows = rank_candidates(&call.vectors, query_vectors + i * dim, rows, bits, answer->examined,
+                                           exact_count, call.entry_ids, &answer->count);
+            is_out_of_memory = !answer->rows;
+        }
+        free(rows);
+        free(bits);
+    }
+    if (queries)
+        end_queries(queries, call.query_count);
+    Py_END_ALLOW_THREADS
+    if (is_out_of_memory) {
+        PyErr_NoMemory();
+    } else {
+        result = PyList_New(call.query_count);
+        for (int64_t i = 0; result && i < call.query_count; i++) {
+            PyObject *item = object_of(&answers[i]);
+            if (!item || PyList_SetItem(result, i, item) < 0)
+                Py_CLEAR(result);
+        }
+    }
+    for (int64_t i = 0; answers && i < call.query_count; i++)
+        free(answers[i].rows);
+    free(answers);
+    free(spans);
 done:
     release(&buffers);
     return result;
@@ -232,136 +308,6 @@ static PyObject *distances(PyObject *args, int value_bytes)
     free(unit);
     Py_END_ALLOW_THREADS
     result = unit ? Py_NewRef(Py_None) : PyErr_NoMemory();
-done:
-    release(&buffers);
-    return result;
-}
-
-/* Per query: measure its candidates on int8, keep the nearest, and measure those on float16. */
-static PyObject *rerank(PyObject *self, PyObject *args)
-{
-    PyObject *o_vectors, *o_bytes, *o_queries, *o_offsets, *o_found, *o_places, *o_distances, *o_counts;
-    long long row_count, dim, query_count, width, kept;
-    struct buffers buffers = {.count = 0};
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "OOLLOLOLOLOOO", &o_vectors, &o_bytes, &row_count, &dim, &o_queries, &query_count,
-                          &o_offsets, &width, &o_found, &kept, &o_places, &o_distances, &o_counts))
-        return NULL;
-    if (row_count < 0 || dim < 0 || query_count < 0 || width < 0 || kept < 1)
-        return PyErr_Format(PyExc_ValueError, "a count is out of range");
-    const uint16_t *vectors = READ(o_vectors, row_count * dim * 2, "vectors");
-    const float *queries = vectors ? READ(o_queries, query_count * dim * 4, "queries") : NULL;
-    const int64_t *offsets = queries ? READ(o_offsets, query_count * width * 8, "offsets") : NULL;
-    const int64_t *found = offsets ? READ(o_found, query_count * 8, "found") : NULL;
-    int64_t *places = found ? WRITE(o_places, query_count * kept * 8, "places") : NULL;
-    float *out = places ? WRITE(o_distances, query_count * kept * 4, "distances") : NULL;
-    int64_t *counts = out ? WRITE(o_counts, query_count * 8, "counts") : NULL;
-    const int8_t *bytes = NULL;
-    if (!counts || (o_bytes != Py_None && !(bytes = READ(o_bytes, row_count * dim, "quantised"))))
-        goto done;
-    for (int64_t i = 0; i < query_count; i++) {
-        int is_wrong = found[i] < 0 || found[i] > width || (!bytes && found[i] > kept);
-        for (int64_t j = 0; !is_wrong && j < found[i]; j++)
-            is_wrong = offsets[i * width + j] < 0 || offsets[i * width + j] >= row_count;
-        if (is_wrong) {
-            PyErr_Format(PyExc_IndexError, "candidates are not of %lld rows, or too many", row_count);
-            goto done;
-        }
-    }
-    int is_out_of_memory;
-    Py_BEGIN_ALLOW_THREADS
-    float *rough = malloc((width + 1) * sizeof *rough);
-    struct measured *items = malloc((width + 1) * sizeof *items);
-    int64_t *rows = malloc((width + 1) * sizeof *rows);
-    is_out_of_memory = !rough || !items || !rows;
-    for (int64_t i = 0; !is_out_of_memory && i < query_count; i++) {
-        const int64_t *candidates = offsets + i * width;
-        float *query = unit_query(queries + i * dim, dim);
-        int64_t count = found[i];
-        if (!query) {
-            is_out_of_memory = 1;
-            break;
-        }
-        for (int64_t j = 0; j < count; j++)
-            items[j].place = j;
-        if (bytes && count > kept) {
-            chosen->kernels->byte_distances(bytes, dim, candidates, count, query, rough);
-            for (int64_t j = 0; j < count; j++)
-                items[j].distance = rough[j];
-            select_nearest(items, count, kept);
-            count = kept;
-        }
-        for (int64_t j = 0; j < count; j++) {
-            places[i * kept + j] = items[j].place;
-            rows[j] = candidates[items[j].place];
-        }
-        chosen->kernels->half_distances(vectors, dim, rows, count, query, out + i * kept);
-        free(query);
-        counts[i] = count;
-    }
-    free(rough);
-    free(items);
-    free(rows);
-    Py_END_ALLOW_THREADS
-    result = is_out_of_memory ? PyErr_NoMemory() : Py_NewRef(Py_None);
-done:
-    release(&buffers);
-    return result;
-}
-
-/* The rows of the lists whose centroids are within the margin of the nearest one, and of the `least` nearest lists, as
- * ascending spans; returns how many. */
-static PyObject *choose_spans(PyObject *self, PyObject *args)
-{
-    PyObject *o_centroids, *o_bounds, *o_query, *o_spans;
-    long long list_count, dim, least;
-    double margin;
-    struct buffers buffers = {.count = 0};
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "OLLOOdLO", &o_centroids, &list_count, &dim, &o_bounds, &o_query, &margin, &least,
-                          &o_spans))
-        return NULL;
-    if (list_count < 1 || dim < 0 || least < 1 || least > list_count)
-        return PyErr_Format(PyExc_ValueError, "a count is out of range");
-    const uint16_t *centroids = READ(o_centroids, list_count * dim * 2, "centroids");
-    const int64_t *bounds = centroids ? READ(o_bounds, (list_count + 1) * 8, "bounds") : NULL;
-    const float *query = bounds ? READ(o_query, dim * 4, "query") : NULL;
-    struct span *spans = query ? WRITE(o_spans, list_count * sizeof(struct span), "spans") : NULL;
-    if (!spans)
-        goto done;
-    int64_t span_count = 0;
-    int is_out_of_memory;
-    Py_BEGIN_ALLOW_THREADS
-    float *to_lists = malloc(list_count * sizeof *to_lists);
-    struct measured *items = malloc(list_count * sizeof *items);
-    float *unit = unit_query(query, dim);
-    is_out_of_memory = !to_lists || !items || !unit;
-    if (!is_out_of_memory) {
-        chosen->kernels->half_distances(centroids, dim, NULL, list_count, unit, to_lists);
-        for (int64_t i = 0; i < list_count; i++)
-            items[i] = (struct measured){to_lists[i], i};
-        select_nearest(items, list_count, least);
-        float nearest_list = items[0].distance, limit = items[0].distance;
-        for (int64_t i = 1; i < least; i++) {
-            nearest_list = items[i].distance < nearest_list ? items[i].distance : nearest_list;
-            limit = items[i].distance > limit ? items[i].distance : limit;
-        }
-        if (nearest_list + (float)margin > limit)
-            limit = nearest_list + (float)margin;
-        for (int64_t i = 0; i < list_count; i++) {
-            if (to_lists[i] > limit || bounds[i] == bounds[i + 1])
-                continue;
-            if (span_count && spans[span_count - 1].stop == bounds[i])
-                spans[span_count - 1].stop = bounds[i + 1];
-            else
-                spans[span_count++] = (struct span){bounds[i], bounds[i + 1]};
-        }
-    }
-    free(to_lists);
-    free(items);
-    free(unit);
-    Py_END_ALLOW_THREADS
-    result = is_out_of_memory ? PyErr_NoMemory() : PyLong_FromLongLong(span_count);
 done:
     release(&buffers);
     return result;
@@ -463,8 +409,8 @@ static PyObject *choose(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"nearest", nearest, METH_VARARGS, NULL},
     {"append", append, METH_VARARGS, NULL},
-    {"rerank", rerank, METH_VARARGS, NULL},
-    {"choose_spans", choose_spans, METH_VARARGS, NULL},
+    {"rank", rank, METH_VARARGS, NULL},
+    {"spans_near", spans_near, METH_VARARGS, NULL},
     {"half_distances", half_distances, METH_VARARGS, NULL},
     {"byte_distances", byte_distances, METH_VARARGS, NULL},
     {"quantise", quantise, METH_VARARGS, NULL},

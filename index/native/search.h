@@ -70,6 +70,15 @@ static int prepare(const struct layout *layout, struct query *query, const uint6
     return query->rows && query->distances;
 }
 
+static void end_queries(struct query *queries, int64_t query_count)
+{
+    for (int64_t i = 0; i < query_count; i++) {
+        free(queries[i].rows);
+        free(queries[i].distances);
+    }
+    free(queries);
+}
+
 /* Write the rows in ascending order of distance, then of row: a counting sort of what was collected in order. */
 static int64_t finish(struct query *query, const struct layout *layout, int64_t *rows, int32_t *distances)
 {

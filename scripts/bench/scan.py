@@ -265,12 +265,12 @@ def _measure_cascade(dataset: Dataset, encoder: Encoder, report: _Report) -> Non
         _report_hits(engine, dataset, truth, report, radii=radii, case=case)
         requests = [_lookup(engine, query, radii) for query in dataset.queries]
         starts = range(0, len(requests) - _QUERIES + 1, _QUERIES)
-        blocks = engine.index.segment_views()[0][1].blocks
-        assert blocks is not None  # the rows were given codes
+        table = engine.index.segment_views()[0][1].table
+        assert table is not None  # the rows were given codes
         calls: dict[str, Call] = {
             "exact": lambda i: engine.index.search(requests[i % len(requests)]),
             "lookup_batch": lambda i: engine.index.search_batch(_block(requests, starts, i)),
-            "kernel": _kernel_call(blocks, codes, radii, row_count=len(dataset.rows)),
+            "kernel": _kernel_call(table.blocks, codes, radii, row_count=len(dataset.rows)),
             "faiss_range_search": lambda i: flat.range_search(
                 codes[i % len(codes)][None, :].view(np.uint8), radii[encoder.code_bits] + 1
             ),

@@ -11,6 +11,7 @@ from index import (
     NEVER,
     Changes,
     IndexConfig,
+    InvertedLists,
     Rows,
     SealedSegment,
     SearchRequest,
@@ -19,6 +20,7 @@ from index import (
     VectorIndex,
     pack,
 )
+from index.list_margins import DISTANCE_COUNT, RECALLS, ListMargins
 from index.lists import build_lists
 
 DIM = 12
@@ -37,6 +39,16 @@ def unit_vectors(count: int, *, seed: int, dim: int = DIM) -> NDArray[np.float32
     """float32 [count, dim] of norm 1."""
     vectors = np.random.default_rng(seed).standard_normal((count, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(
+    count: int, *, seed: int = 0, dim: int = 16, clusters: int = 20, spread: float = 0.1
+) -> NDArray[np.float16]:
+    """float16 [count, dim] around a few centres."""
+    rng = np.random.default_rng(seed)
+    centres = unit_vectors(clusters, seed=seed, dim=dim)
+    points = centres[rng.integers(0, clusters, count)] + spread * rng.standard_normal((count, dim))
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float16)
 
 
 def encode(vectors: NDArray[Any]) -> NDArray[np.uint64]:
@@ -71,6 +83,15 @@ def exact_distances(vectors: NDArray[Any], query: NDArray[np.float32]) -> NDArra
     stored = vectors.astype(np.float64)
     stored /= np.linalg.norm(stored, axis=1, keepdims=True)
     return 1 - stored @ (query.astype(np.float64) / np.linalg.norm(query.astype(np.float64)))
+
+
+def axis_distances(vectors: NDArray[Any], axis: int) -> NDArray[np.float32]:
+    """Cosine distances of vectors of small integers to an axis, as the kernels give them to the last bit:
+    only the root and the division round."""
+    stored = vectors.astype(np.float32)
+    norms = np.sqrt(np.square(stored).sum(axis=1))
+    cosines = np.divide(stored[:, axis], norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.float32(1) - cosines
 
 
 def nearest_ids(
@@ -110,6 +131,23 @@ def sealed(rows, *, key=KEY, with_graph=False, list_count=0):
         rows = rows.take(order)
     graph = VectorGraph.build(rows.vectors, seed=1) if with_graph else None
     return SealedSegment(key, rows, graph=graph, lists=lists)
+
+
+def make_margins(*, by_distance=0.0, by_recall=0.0):
+    """Margins of these values, each one number for all or a row of them."""
+    return ListMargins(
+        by_distance=np.broadcast_to(np.float32(by_distance), DISTANCE_COUNT).copy(),
+        by_recall=np.broadcast_to(np.float32(by_recall), len(RECALLS)).copy(),
+    )
+
+
+def lists_of(bounds, *, dim=DIM, seed=0, margins=None):
+    """Lists of these rows with random centroids, by default with unknown margins."""
+    return InvertedLists(
+        centroids=unit_vectors(len(bounds) - 1, seed=seed, dim=dim).astype(np.float16),
+        bounds=int64(*bounds),
+        margins=ListMargins.unknown() if margins is None else margins,
+    )
 
 
 def request(query, **changes):

@@ -30,6 +30,7 @@ from index import (
     SegmentKey,
     StaleChangesError,
     VectorIndex,
+    pack,
     unpack,
 )
 
@@ -241,6 +242,20 @@ def test_label_search_equals_brute_force(allowed, scope):
     np.testing.assert_allclose(
         [match.cosine_distance for match in result.matches], distances[offsets], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("segment_count", [1, 2])
+def test_scores_that_are_one_distance_are_ranked_by_entry_id(segment_count):
+    """Of these codes the later has the higher score, by less than a distance near 1 can tell."""
+    bits = np.zeros((2, LABEL_BITS), dtype=np.bool_)
+    bits[:, 0] = bits[1, 2] = True
+    rows = make_rows([5, 9], label_codes=pack(bits), label_mask=np.ones(2, np.bool_))
+    values = np.zeros(LABEL_BITS, dtype=np.float32)
+    values[:3] = 1, 1, 1e-9
+    parts = [[0, 1]] if segment_count == 1 else [[1], [0]]
+    index = VectorIndex(CONFIG, sealed=[sealed(rows.take(int64(*part))) for part in parts])
+    result = index.search_labels(partitions=[TEXT], values=values, k=2, now_ms=NOW)
+    assert [(match.cosine_distance, match.entry_id) for match in result.matches] == [(1.0, 5), (1.0, 9)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from index import NEVER, DimensionError, _kernels, asymmetric_scores, cosine_distances, nearest_codes
-from index.kernels import append_codes, choose_spans, empty_blocks, quantise
+from index.kernels import append_codes, empty_blocks, quantise
 
 NOW = 1_000  # ms
 
@@ -247,44 +247,26 @@ def test_negative_max_distances_let_nothing_through(limit, with_prefixes):
 
 # Lists.
 
-
-def valid_choice(**changes):
-    usual = {
-        "centroids": np.ones((4, 8), np.float16),
-        "bounds": np.array([0, 2, 4, 6, 8]),
-        "query": np.ones(8, np.float32),
-        "margin": 0.0,
-        "least": 1,
-    }
-    arguments = usual | changes
-    columns = [arguments.pop(name) for name in ("centroids", "bounds", "query")]
-    return choose_spans(*columns, **arguments)
+CHOICE = {
+    "centroids": np.ones((4, 8), np.float16),
+    "bounds": np.array([0, 2, 4, 6, 8]),
+    "list_count": 4,
+    "dim": 8,
+    "margin": 0.0,
+    "least": 1,
+}
 
 
-def test_usual_choice_is_valid():
-    assert valid_choice().tolist() == [[0, 8]]
+def spans_near(*, query=None, **changes):
+    query = np.ones(8, np.float32) if query is None else query
+    spans = _kernels.spans_near(tuple((CHOICE | changes).values()), query)
+    return np.frombuffer(spans, np.int64).reshape(-1, 2).tolist()
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"centroids": np.ones((4, 8), np.float32)}, "centroids"),
-        ({"centroids": np.ones((4, 8), np.int16)}, "centroids"),
-        ({"centroids": np.ones(8, np.float16)}, "vectors"),
-        ({"bounds": np.array([0, 2, 4, 6])}, "bounds"),
-        ({"bounds": np.array([0, 2, 4, 6, 8, 8])}, "bounds"),
-        ({"bounds": np.arange(5, dtype=np.int32)}, "bounds"),
-        ({"bounds": np.arange(5.0)}, "bounds"),
-        ({"bounds": np.zeros((5, 1), np.int64)}, "bounds"),
-        ({"query": np.ones(7, np.float32)}, "query"),
-        ({"query": np.ones((1, 8), np.float32)}, "query"),
-        ({"query": np.ones(8, np.float64)}, "query"),
-        ({"query": np.ones(8, np.float16)}, "query"),
-    ],
-)
-def test_argument_of_a_choice_of_wrong_dtype_or_shape_is_named(changes, name):
-    with pytest.raises(DimensionError, match=f"^{name}: "):
-        valid_choice(**changes)
+@pytest.mark.parametrize("margin", [0.0, 2.0, float("inf")])
+@pytest.mark.parametrize("least", [1, 4])
+def test_usual_choice_of_lists_is_valid(margin, least):
+    assert spans_near(margin=margin, least=least) == [[0, 8]]
 
 
 @pytest.mark.parametrize(
@@ -293,22 +275,23 @@ def test_argument_of_a_choice_of_wrong_dtype_or_shape_is_named(changes, name):
         ({"least": 0}, "count"),
         ({"least": -1}, "count"),
         ({"least": 5}, "count"),
-        ({"centroids": np.ones((0, 8), np.float16), "bounds": np.array([0])}, "count"),
+        ({"list_count": 0}, "count"),
+        ({"dim": -1}, "count"),
+        ({"centroids": np.ones((3, 8), np.float16)}, "^centroids: 48 bytes"),
+        ({"centroids": np.ones((4, 8), np.int8)}, "^centroids: 32 bytes"),
+        ({"bounds": np.array([0, 2, 4, 8])}, "^bounds: 32 bytes"),
+        ({"bounds": np.array([0, 2, 1, 6, 8])}, "ascend"),
+        ({"bounds": np.array([0, 9, 9, 9, 8])}, "ascend"),
+        ({"bounds": np.array([1, 2, 4, 6, 8])}, "ascend from 0"),
+        ({"bounds": np.array([-1, 2, 4, 6, 8])}, "ascend from 0"),
         ({"margin": float("nan")}, "margin"),
         ({"margin": -1e-9}, "margin"),
+        ({"query": np.ones(7, np.float32)}, "query: 28 bytes"),
+        ({"query": np.ones(16, np.float32)[::2]}, "contiguous"),
         ({"centroids": np.ones((8, 8), np.float16)[::2]}, "contiguous"),
         ({"bounds": np.arange(10)[::2]}, "contiguous"),
     ],
 )
-def test_invalid_choice_is_refused(changes, message):
+def test_invalid_choice_of_lists_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        valid_choice(**changes)
-
-
-def test_infinite_margin_chooses_all_lists_and_least_all_of_them_too():
-    centroids = np.eye(4, 8).astype(np.float16)
-    centroids[2] *= -1
-    asked = {"centroids": centroids, "query": np.eye(1, 8, dtype=np.float32)[0]}
-    assert valid_choice(**asked).tolist() == [[0, 2]]
-    assert valid_choice(**asked, margin=float("inf")).tolist() == [[0, 8]]
-    assert valid_choice(**asked, least=4).tolist() == [[0, 8]]
+        spans_near(**changes)

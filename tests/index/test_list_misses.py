@@ -6,6 +6,7 @@ from index_rows import (
     ALL_RADII,
     CODE_BITS,
     CONFIG,
+    DIM,
     ENCODER,
     KEY,
     changed,
@@ -21,11 +22,12 @@ from index_rows import (
 )
 
 from index import InvertedLists, PathUnavailableError, SealedSegment, SearchPath, VectorIndex
-from index.list_margins import COVERAGE
+from index.list_margins import COVERAGE, ListMargins
 from index.lists import build_lists
 
 CASCADE, IVF, SCAN, HNSW, EXACT = SearchPath
 CUT = config(candidate_count=5, candidates_per_result=5, probe_count=2)  # fewer candidates than rows
+ROW_COUNT = 24_000
 
 
 def at_distance(vectors, distance, *, seed):
@@ -43,8 +45,8 @@ def flipped(code, *, bits):
 
 
 def far_index(*, settings=CUT, list_count=9):
-    """300 rows, and a query that is near none of them."""
-    index = VectorIndex(settings, sealed=[sealed(make_rows(range(300)), list_count=list_count)])
+    """6,000 rows, and a query that is near none of them."""
+    index = VectorIndex(settings, sealed=[sealed(make_rows(range(6_000)), list_count=list_count)])
     return index, request(unit_vectors(1, seed=7)[0], threshold=1e-6, k=1)
 
 
@@ -57,7 +59,7 @@ def far_index(*, settings=CUT, list_count=9):
 def test_cut_candidates_within_the_radius_are_searched_again_on_floats(path, radii):
     index, asked = far_index()
     result = index.search(changed(asked, path=path, radii=radii))
-    assert (result.matches, result.path, result.candidates_examined) == ((), EXACT, 300)
+    assert (result.matches, result.path, result.candidates_examined) == ((), EXACT, 6_000)
 
 
 @pytest.mark.parametrize("path", [IVF, SCAN])
@@ -69,10 +71,10 @@ def test_cut_candidates_beyond_the_radius_are_a_miss(path):
 
 @pytest.mark.parametrize("path", [IVF, CASCADE])
 def test_lists_whose_candidates_are_not_cut_are_a_miss(path):
-    index, asked = far_index(settings=config(candidate_count=400, probe_count=2))
-    radii = {ENCODER: {64: 64, CODE_BITS: 20}}
-    result = index.search(changed(asked, path=path, radii=radii))
+    index, asked = far_index(settings=config(candidate_count=6_001, probe_count=2, list_recall=0.0))
+    result = index.search(changed(asked, path=path, radii=ALL_RADII))
     assert (result.matches, result.path) == ((), path)
+    assert 0 < result.candidates_examined < 6_000
 
 
 @pytest.mark.parametrize("radii", [{64: 3}, {64: 0}, {1: 0, 64: 3}])
@@ -133,50 +135,62 @@ def test_hit_behind_a_dense_cluster_is_found_without_a_radius(dense, path, radii
 
 @pytest.fixture(scope="module")
 def planted():
-    """6,000 rows in many lists, and queries at a distance of .1 to .29 from one of them."""
-    vectors = unit_vectors(6_000, seed=3)
-    sources = np.random.default_rng(4).choice(6_000, 400, replace=False)
-    near = [at_distance(vectors[sources[i::4]], d, seed=i) for i, d in enumerate((0.1, 0.2, 0.25, 0.29))]
-    rows = make_rows(range(6_000), vectors=vectors.astype(np.float16))
-    return sealed(rows, list_count=100), np.concatenate(near).astype(np.float32)
+    """24,000 rows around 60 centres in many lists, and queries at .02 to .095 from one of them."""
+    rng, centres = np.random.default_rng(3), unit_vectors(60, seed=2)
+    vectors = centres[rng.integers(0, 60, ROW_COUNT)] + 0.15 * rng.standard_normal((ROW_COUNT, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    sources = rng.choice(ROW_COUNT, 400, replace=False)
+    near = [at_distance(vectors[sources[i::4]], d, seed=i) for i, d in enumerate((0.02, 0.05, 0.08, 0.095))]
+    rows = make_rows(range(ROW_COUNT), vectors=vectors.astype(np.float16))
+    return sealed(rows, list_count=200), np.concatenate(near).astype(np.float32)
 
 
 def test_lists_with_a_threshold_hold_the_hits_that_a_scan_finds(planted):
     segment, queries = planted
-    index = VectorIndex(config(probe_count=4, list_recall=0.0), sealed=[segment])
+    settings = config(probe_count=4, list_recall=0.0, candidate_count=ROW_COUNT)
+    index = VectorIndex(settings, sealed=[segment])
     hits = missed = searched = 0
     for query in queries:
-        # The radius lets a search that misses say so: none is repeated on floats.
-        asked = request(query, threshold=0.3, k=10, radii={ENCODER: {CODE_BITS: 0}})
+        asked = request(query, threshold=0.1, k=10)
         scanned, listed = (index.search(changed(asked, path=path)) for path in (SCAN, IVF))
         assert (scanned.path, listed.path) == (SCAN, IVF)
         hits += len(scanned.matches)
         missed += len(set(ids_of(scanned)) - set(ids_of(listed)))
-        searched += len(segment.lists.spans(query, probe_count=4))
+        searched += listed.candidates_examined
     assert hits >= len(queries)
     assert missed <= 2 * (1 - COVERAGE) * hits + 1
+    assert searched < 0.2 * ROW_COUNT * len(queries)
 
 
 @pytest.mark.parametrize("list_recall", [0.0, 0.999])
-@pytest.mark.parametrize("threshold", [0.05, 0.3])
-def test_lists_are_searched_to_the_larger_of_both_margins(planted, list_recall, threshold):
+@pytest.mark.parametrize("threshold", [None, 0.05, 0.1])
+@pytest.mark.parametrize("min_recall", [0.0, 0.95, 0.999])
+def test_lists_are_searched_to_the_larger_of_both_margins(planted, list_recall, threshold, min_recall):
     segment, queries = planted
-    index = VectorIndex(
-        config(probe_count=1, list_recall=list_recall, candidate_count=6_000), sealed=[segment]
-    )
-    margins = segment.lists.margins
-    margin = max(margins.for_recall(list_recall), margins.for_distance(threshold))
-    for query in queries[:9]:
-        spans = segment.lists.spans(query, probe_count=1, margin=margin)
-        result = index.search(request(query, path=IVF, threshold=threshold))
-        assert result.candidates_examined == np.diff(spans, axis=1).sum()
+    settings = config(probe_count=1, list_recall=list_recall, candidate_count=ROW_COUNT)
+    index = VectorIndex(settings, sealed=[segment])
+    lists = segment.lists
+    near = lists.near(least=1, recall=max(list_recall, min_recall), cosine_distance=threshold)
+    for query in queries[::50]:
+        result = index.search(request(query, path=IVF, threshold=threshold, min_recall=min_recall))
+        assert result.candidates_examined == np.diff(lists.spans(query, near), axis=1).sum()
+
+
+def test_cascade_searches_lists_to_the_margin_of_its_threshold_alone(planted):
+    segment, queries = planted
+    index = VectorIndex(config(probe_count=1, candidate_count=ROW_COUNT), sealed=[segment])
+    lists = segment.lists
+    for query in queries[::50]:
+        asked = request(query, path=CASCADE, threshold=0.05, radii=ALL_RADII, min_recall=0.999)
+        spans = lists.spans(query, lists.near(least=1, cosine_distance=0.05))
+        assert index.search(asked).candidates_examined == np.diff(spans, axis=1).sum()
 
 
 @pytest.mark.parametrize(("path", "threshold"), [(IVF, None), (IVF, 2.0), (CASCADE, 2.0)])
 def test_all_lists_without_margins_are_searched(path, threshold):
     rows = make_rows(range(900))
     order, lists = build_lists(rows.vectors, list_count=9, seed=1)
-    unmeasured = InvertedLists(centroids=lists.centroids, bounds=lists.bounds)
+    unmeasured = InvertedLists(centroids=lists.centroids, bounds=lists.bounds, margins=ListMargins.unknown())
     segment = SealedSegment(KEY, rows.take(order), lists=unmeasured)
     index = VectorIndex(config(probe_count=1, candidate_count=900), sealed=[segment])
     for query in unit_vectors(5, seed=8):

@@ -24,6 +24,7 @@ from index_rows import (
 
 from index import Changes, SearchPath, VectorIndex, hamming_distances
 from index.list_margins import NEIGHBOURS, RECALLS
+from index.vectors import unit_rows
 
 CASCADE, IVF, SCAN, HNSW, EXACT = SearchPath
 KINDS = {
@@ -91,6 +92,24 @@ def test_changes_after_sealing_show_on_every_path(kind, path):
     assert ids_of(index.search(asked)) == [900, order[2], order[4]]
 
 
+@pytest.mark.parametrize(("kind", "path"), PATHS)
+def test_query_in_any_memory_order_is_read_right(kind, path):
+    index = index_over(kind, make_rows(range(200)))
+    queries = unit_vectors(3, seed=7)
+    asked = request(queries[1], threshold=2.0, radii=ALL_RADII, path=path)
+    codes = np.repeat(asked.codes[ENCODER], 2)[::2]
+    strided = changed(asked, vector=np.asfortranarray(queries)[1], codes={ENCODER: codes})
+    assert not strided.vector.flags.c_contiguous
+    assert index.search(strided) == index.search(asked)
+
+
+@pytest.mark.parametrize(("kind", "path"), PATHS)
+def test_infinite_threshold_holds_every_row(kind, path):
+    index = index_over(kind, make_rows(range(200)))
+    asked = request(unit_vectors(1, seed=7)[0], threshold=2.0, radii=ALL_RADII, path=path, k=9)
+    assert index.search(changed(asked, threshold=np.inf)) == index.search(asked)
+
+
 # Cascade.
 
 
@@ -156,12 +175,47 @@ def test_search_of_a_rare_scope_scans_and_equals_brute_force():
 
 
 def test_lists_that_hold_too_few_rows_of_a_scope_are_left_for_a_scan():
-    rows = make_rows(range(300), scopes=np.arange(300, dtype=np.uint64) // 150)
+    spread = unit_vectors(6_000, seed=1) * 0.3 + unit_vectors(40, seed=2)[np.arange(6_000) % 40]
+    scopes = np.arange(6_000, dtype=np.uint64) // 3_000
+    rows = make_rows(range(6_000), scopes=scopes, vectors=unit_rows(spread).astype(np.float16))
     query = rows.vectors[0].astype(np.float32)
-    index = index_over("lists", rows, settings=config(probe_count=1, list_recall=0.0))
+    settings = config(probe_count=1, list_recall=0.0, candidate_count=6_000)
+    index = index_over("lists", rows, settings=settings)
     asked = request(query, path=IVF, k=5)
     near = index.search(asked)
     assert near.path is IVF
-    assert near.candidates_examined < 300
-    rare = index.search(changed(asked, scope=1, k=150))
-    assert (len(rare.matches), rare.path) == (150, SCAN)
+    assert near.candidates_examined < 3_000
+    in_scope = index.search(changed(asked, scope=1))
+    assert in_scope.path is IVF
+    enough = in_scope.candidates_examined
+    assert index.search(changed(asked, scope=1, k=enough)).path is IVF
+    rare = index.search(changed(asked, scope=1, k=enough + 1))
+    assert (len(rare.matches), rare.path, rare.candidates_examined) == (enough + 1, SCAN, 3_000)
+
+
+@pytest.mark.parametrize(("kind", "path"), PATHS)
+def test_a_query_whose_values_lie_apart_in_memory_finds_the_same(kind, path):
+    rows = varied_rows(1_100, seed=3)
+    index = index_over(kind, rows)
+    query = unit_vectors(1, seed=4)[0]
+    apart = np.repeat(query, 2)[::2]
+    assert not apart.flags.c_contiguous
+    asked = request(query, path=path, threshold=0.9, radii=ALL_RADII)
+    assert index.search(changed(asked, vector=apart)) == index.search(asked)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.5, 2.0, np.inf])
+def test_lists_are_all_searched_for_a_threshold_that_no_margin_was_measured_for(threshold):
+    index = index_over("lists", varied_rows(300, seed=5))
+    query = unit_vectors(1, seed=6)[0]
+    asked = request(query, path=IVF, k=5, threshold=threshold)
+    assert ids_of(index.search(asked)) == ids_of(index.search(changed(asked, path=EXACT)))
+
+
+def test_the_least_recall_of_lists_is_that_of_the_first_margin():
+    rows = varied_rows(6_000, seed=7)
+    index = index_over("lists", rows, settings=config(probe_count=1, list_recall=0.0, candidate_count=6_000))
+    lists = index_over("lists", rows, settings=config(probe_count=1, list_recall=0.9, candidate_count=6_000))
+    for query in unit_vectors(20, seed=8):
+        asked = request(query, path=IVF, k=5)
+        assert index.search(asked) == lists.search(asked)

@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from index_rows import DIM, KEY, make_rows, sealed, unit_vectors
+from index_rows import DIM, KEY, lists_of, make_rows, sealed
 
 from index import (
     NEVER,
@@ -11,7 +11,6 @@ from index import (
     DuplicateEntryError,
     GrowingSegment,
     InvalidRowsError,
-    InvertedLists,
     Rows,
     SealedSegment,
     SegmentKey,
@@ -27,9 +26,7 @@ def growing(rows, key=KEY):
 
 def with_lists(rows):
     """Sealed, with lists that leave the rows in their order, so that offsets are those of the rows."""
-    bounds = np.array([0, len(rows) // 2, len(rows)])
-    lists = InvertedLists(centroids=unit_vectors(2, seed=0).astype(np.float16), bounds=bounds)
-    return SealedSegment(KEY, rows, lists=lists)
+    return SealedSegment(KEY, rows, lists=lists_of([0, len(rows) // 2, len(rows)]))
 
 
 @pytest.fixture(
@@ -178,8 +175,8 @@ def test_append_whose_payloads_cannot_be_read_changes_nothing():
     assert [segment.payload(offset) for offset in range(4)] == [b"payload of %d" % i for i in (1, 2, 3, 4)]
     rows = make_rows([1, 2]), later
     expected = sealed(make_rows([1, 2, 3, 4], codes=np.concatenate([part.codes for part in rows])))
-    blocks = expected.view().blocks
-    np.testing.assert_array_equal(segment.view().blocks[: len(blocks)], blocks)
+    blocks = expected.view().table.blocks
+    np.testing.assert_array_equal(segment.view().table.blocks[: len(blocks)], blocks)
 
 
 def test_id_can_return_after_its_tombstone():
@@ -224,10 +221,8 @@ def test_rows_of_lists_need_not_ascend_and_are_found_by_id():
 
 @pytest.mark.parametrize("bounds", [[0, 5], [0, 3, 5]])
 def test_lists_of_other_rows_are_refused(bounds):
-    centroids = unit_vectors(len(bounds) - 1, seed=0).astype(np.float16)
-    lists = InvertedLists(centroids=centroids, bounds=np.array(bounds))
     with pytest.raises(InvalidRowsError, match="lists"):
-        SealedSegment(KEY, make_rows(range(6)), lists=lists)
+        SealedSegment(KEY, make_rows(range(6)), lists=lists_of(bounds))
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 511, 513, 1_100])
@@ -236,27 +231,27 @@ def test_blocks_hold_the_codes_of_all_rows(count):
     segment = GrowingSegment(KEY, dim=DIM, code_words=2, label_words=1)
     for start in range(0, count, 100):
         segment.append(rows.take(np.arange(start, min(start + 100, count))))
-    expected = sealed(rows).view().blocks
-    blocks = segment.view().blocks
+    expected = sealed(rows).view().table.blocks
+    blocks = segment.view().table.blocks
     assert len(blocks) >= len(expected)
     np.testing.assert_array_equal(blocks[: len(expected)], expected)
     assert not blocks[len(expected) :].any()
-    compacted = segment.compacted().view().blocks
+    compacted = segment.compacted().view().table.blocks
     np.testing.assert_array_equal(compacted[: len(expected)], expected)
 
 
 def test_sealed_segment_keeps_int8_vectors_in_memory():
     rows = make_rows(range(40))
-    quantised = sealed(rows).view().quantised
+    quantised = sealed(rows).view().table.quantised
     assert (quantised.dtype, quantised.shape) == (np.int8, rows.vectors.shape)
-    assert growing(rows).view().quantised is None
+    assert growing(rows).view().table.quantised is None
 
 
 def test_sealed_rows_without_encoder_have_no_blocks():
     key = SegmentKey(1, "text", None)
     rows = make_rows([1, 2], with_codes=False)
-    assert SealedSegment(key, rows).view().blocks is None
-    assert growing(rows, key).view().blocks is None
+    assert SealedSegment(key, rows).view().table is None
+    assert growing(rows, key).view().table is None
     with pytest.raises(InvalidRowsError, match="encoder"):
         SealedSegment(KEY, rows)
 

@@ -5,19 +5,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_rows import KEY, make_rows, unit_vectors
+from index_rows import (
+    ALL_RADII,
+    CODE_BITS,
+    DIM,
+    KEY,
+    NOW,
+    config,
+    exact_distances,
+    ids_of,
+    int64,
+    lists_of,
+    make_margins,
+    make_rows,
+    nearest_ids,
+    request,
+    unit_vectors,
+)
 
 from index import (
     NEVER,
     DamagedSegmentError,
     InvalidRowsError,
     SealedSegment,
+    SearchPath,
     SegmentKey,
+    VectorIndex,
+    pack,
     read_segment,
     write_segment,
 )
-from index.lists import InvertedLists
+from index.list_margins import DISTANCE_COUNT, RECALLS
 from index.rows import memory_bytes
+from index.vectors import unit_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -33,9 +53,8 @@ def path(tmp_path):
     return path
 
 
-LISTS = InvertedLists(
-    centroids=unit_vectors(3, seed=4).astype(np.float16), bounds=np.array([0, 2, 2, 4], dtype=np.int64)
-)
+MARGINS = make_margins(by_distance=np.linspace(0, 1, 20), by_recall=np.linspace(0, 0.5, 6))
+LISTS = lists_of([0, 2, 2, 4], margins=MARGINS)
 
 
 def listed_rows(ids=(5, 13, 3, 8), **columns):
@@ -62,6 +81,17 @@ def with_header(content, **changes):
     preamble = struct.pack("<8sII", b"NEARHIT1", len(text), zlib.crc32(text))
     gap = bytes(-(len(preamble) + len(text)) % 64)
     return preamble + text + gap + content[columns_start:]
+
+
+def replace_column(path, name, array):
+    """Under right checksums: a file that something else than write_segment made."""
+    content = bytearray(path.read_bytes())
+    header, columns_start = header_of(content)
+    column, stored = header["columns"][name], array.tobytes()
+    start = columns_start + column["offset"]
+    content[start : start + len(stored)] = stored
+    columns = header["columns"] | {name: column | {"crc32": zlib.crc32(stored)}}
+    path.write_bytes(with_header(bytes(content), columns=columns))
 
 
 def assert_equal_rows(got, expected):
@@ -104,6 +134,8 @@ def test_lists_are_read_back(listed_path):
     assert_equal_rows(segment.rows, listed_rows())
     assert np.array_equal(segment.lists.centroids, LISTS.centroids)
     assert np.array_equal(segment.lists.bounds, LISTS.bounds)
+    for name in ("by_distance", "by_recall"):
+        assert np.array_equal(getattr(segment.lists.margins, name), getattr(MARGINS, name)), name
 
 
 def test_rows_without_lists_are_read_without(path):
@@ -141,6 +173,14 @@ def test_columns_are_aligned(listed_path):
     assert all(column["offset"] % 64 == 0 for column in header["columns"].values())
 
 
+@pytest.mark.parametrize("offset", [-1, -4, -5, 4, 5])
+def test_payloads_of_no_row_are_refused(path, offset):
+    payloads = read_segment(path).rows.payloads
+    assert len(payloads) == 4
+    with pytest.raises(IndexError):
+        payloads[offset]
+
+
 def test_payloads_stay_readable_after_the_file_is_removed(path):
     rows = read_segment(path).rows
     path.unlink()
@@ -169,7 +209,7 @@ def test_flip_in_a_column_names_it(listed_path):
     path = listed_path
     content = path.read_bytes()
     header, columns_start = header_of(content)
-    assert len(header["columns"]) == 12
+    assert len(header["columns"]) == 14
     for name, column in header["columns"].items():
         for position in {0, column["size_bytes"] // 2, column["size_bytes"] - 1}:
             damaged = bytearray(content)
@@ -246,14 +286,97 @@ def test_header_that_does_not_fit_its_columns_is_refused(path, changes):
         read_segment(path)
 
 
-@pytest.mark.parametrize("list_count", [0, 1, 2, 4])
-def test_header_that_does_not_fit_its_lists_is_refused(listed_path, list_count):
-    listed_path.write_bytes(with_header(listed_path.read_bytes(), list_count=list_count))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"list_count": count} for count in (0, 1, 2, 4, None)),
+        {"format_version": 1},
+    ],
+)
+def test_header_that_does_not_fit_its_lists_is_refused(listed_path, changes):
+    listed_path.write_bytes(with_header(listed_path.read_bytes(), **changes))
     with pytest.raises(DamagedSegmentError):
         read_segment(listed_path)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([0, 2, 1, 4], "must ascend"),
+        ([1, 2, 2, 4], "must ascend from 0"),
+        ([0, 2, 2, 5], "lists of 5 rows"),
+        ([0, 1, 3, 4], "within each list"),
+    ],
+)
+def test_lists_that_do_not_cut_the_rows_are_refused(listed_path, bounds, message):
+    replace_column(listed_path, "list_bounds", int64(*bounds))
+    with pytest.raises(DamagedSegmentError, match=message):
+        read_segment(listed_path)
+
+
+@pytest.mark.parametrize("name", ["distance_margins", "recall_margins"])
+@pytest.mark.parametrize("value", [-1.0, np.nan])
+def test_margins_below_zero_are_refused(listed_path, name, value):
+    count = DISTANCE_COUNT if name == "distance_margins" else len(RECALLS)
+    replace_column(listed_path, name, np.full(count, value, dtype=np.float32))
+    with pytest.raises(DamagedSegmentError, match=name):
+        read_segment(listed_path)
+
+
+FORMAT_2_RECALL_MARGINS = [0.56447, 0.66304, 0.78406, 0.843905, 0.896069, 0.995228]
+FORMAT_2_DISTANCE_MARGINS = [0.334181, 1.079846, 1.450653]  # of steps 0, 9 and 19
+FORMAT_2_BOUNDS = [0, 33, 51, 75, 93, 128, 149, 168, 190, 219, 242, 272, 300]
+
+
+def format_2_rows():
+    """300 rows by formulas without rounding, so that every machine makes the same; a tenth has expired."""
+    ids, columns = 3 * np.arange(1, 301)[:, None], np.arange(DIM)
+    vectors = ((ids * ids + 7 * ids * columns + 11 * columns) % 2_039 - 1_019) / 1_024
+    signs = np.where(np.arange(DIM * CODE_BITS) ** 2 * 2_654_435_761 % 2**32 < 2**31, 1, -1)
+    codes = pack(vectors @ signs.reshape(DIM, CODE_BITS) > 0)
+    numbers = ids[:, 0].astype(np.uint64)
+    return make_rows(
+        ids[:, 0],
+        vectors=vectors.astype(np.float16),
+        codes=codes,
+        label_codes=numbers[:, None] % np.uint64(7),
+        label_mask=ids[:, 0] % 2 == 0,
+        scopes=numbers % np.uint64(5),
+        fingerprints=np.stack([numbers, numbers + np.uint64(2**63)], axis=1),
+        expire_times=np.where(ids[:, 0] % 10 == 0, NOW, NEVER),
+    )
+
+
 def test_file_of_format_2_with_lists_stays_readable():
+    """Made by commit 321cee9: write_segment(path, cache="demo", key=KEY, rows=rows.take(order), lists=lists)
+    with rows = format_2_rows() and order, lists = build_lists(rows.vectors, list_count=12, seed=1)."""
+    segment, rows = read_segment(FIXTURES / "format-2-lists.segment"), format_2_rows()
+    assert (segment.cache, segment.key) == ("demo", KEY)
+    assert_equal_rows(segment.rows.take(np.argsort(segment.rows.entry_ids)), rows)
+    lists = segment.lists
+    assert lists.bounds.tolist() == FORMAT_2_BOUNDS
+    np.testing.assert_allclose(lists.margins.by_recall, FORMAT_2_RECALL_MARGINS, atol=1e-6)
+    np.testing.assert_allclose(lists.margins.by_distance[[0, 9, 19]], FORMAT_2_DISTANCE_MARGINS, atol=1e-6)
+    cosines = unit_rows(segment.rows.vectors) @ unit_rows(lists.centroids).T
+    own = np.repeat(np.arange(12), np.diff(lists.bounds))
+    assert np.all(cosines[np.arange(300), own] >= cosines.max(axis=1) - 1e-5)
+
+
+@pytest.mark.parametrize("path", [SearchPath.IVF, SearchPath.CASCADE, SearchPath.SCAN])
+@pytest.mark.parametrize("scope", [None, 3])
+def test_search_of_lists_of_format_2_equals_a_search_of_everything(path, scope):
+    stored, rows = read_segment(FIXTURES / "format-2-lists.segment"), format_2_rows()
+    segment = SealedSegment(stored.key, stored.rows, lists=stored.lists)
+    index = VectorIndex(config(probe_count=1, candidate_count=300, exact_count=300), sealed=[segment])
+    live = (rows.expire_times > NOW) & ((rows.scopes == 3) | (scope is None))
+    for query in unit_vectors(9, seed=6):
+        distances = exact_distances(rows.vectors, query)
+        result = index.search(request(query, path=path, scope=scope, threshold=2.0, radii=ALL_RADII))
+        assert ids_of(result) == nearest_ids(rows.entry_ids, distances, k=5, live=live)
+        assert (result.path, result.candidates_examined) == (path, np.count_nonzero(live))
+
+
+def test_file_of_format_2_with_lists_without_margins_stays_readable():
     segment = read_segment(FIXTURES / "format-2.segment")
     assert (segment.cache, segment.key) == ("demo", SegmentKey(7, "text", "0123456789abcdef"))
     assert segment.rows.entry_ids.tolist() == [12, 40, 11]
@@ -261,6 +384,7 @@ def test_file_of_format_2_with_lists_stays_readable():
     assert [segment.rows.payloads[i] for i in range(3)] == [b"", b"third \x00", b"first"]
     assert segment.lists.bounds.tolist() == [0, 2, 2, 3]
     assert segment.lists.centroids.tolist() == [[0.60009765625, -0.7998046875], [-1.0, 0.0], [1.0, 0.0]]
+    assert segment.lists.near(least=1, recall=0.9) is None
 
 
 def test_file_of_format_1_stays_readable():

@@ -3,6 +3,7 @@ import pytest
 from index_rows import (
     CODE_BITS,
     CONFIG,
+    DIM,
     ENCODER,
     KEY,
     NOW,
@@ -58,6 +59,20 @@ def test_equal_distances_are_ranked_by_entry_id_on_every_path():
     index = index_of((KEY, rows))
     for path in (SearchPath.SCAN, SearchPath.EXACT):
         assert ids_of(index.search(request(unit_vectors(1, seed=4)[0], path=path, k=3))) == [1, 2, 4]
+
+
+def test_matches_of_a_graph_are_in_the_order_of_their_exact_distances_and_ids():
+    """Of rows so near each other that the graph's own distances give another order, each of them twice."""
+    rng = np.random.default_rng(5)
+    near = (unit_vectors(1, seed=3) + 1e-3 * rng.standard_normal((200, DIM)))[rng.permutation(400) // 2]
+    rows = make_rows(range(400), vectors=near.astype(np.float16))
+    index = VectorIndex(CONFIG, sealed=[sealed(rows, with_graph=True)])
+    for query in unit_vectors(5, seed=4):
+        result = index.search(request(query, path=SearchPath.HNSW, k=100))
+        assert result.path is SearchPath.HNSW
+        ranked = [(match.cosine_distance, match.entry_id) for match in result.matches]
+        assert ranked == sorted(ranked)
+        assert len({distance for distance, _ in ranked}) < 60
 
 
 def test_partitions_and_segments_are_merged():
@@ -122,6 +137,26 @@ def test_distance_is_compared_with_the_threshold_in_full_precision():
     just_below = np.nextafter(nearest, 0)
     assert index.search(request(query, threshold=nearest, k=1)).matches != ()
     assert index.search(request(query, threshold=float(just_below), k=1)).matches == ()
+
+
+def test_nearest_distance_is_that_of_the_nearest_row_of_all_segments():
+    query = unit_vectors(1, seed=7)[0]
+    parts = [make_rows(range(start, start + 30), seed=start) for start in (100, 200, 300)]
+    keys = [KEY, SegmentKey(2, "text", ENCODER), SegmentKey(3, "text", ENCODER)]
+    distances = [float(exact_distances(rows.vectors, query).min()) for rows in parts]
+    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        index = index_of(*((keys[place], parts[i]) for place, i in enumerate(order)))
+        asked = request(query, partitions=(TEXT, (2, "text"), (3, "text")), k=1, threshold=1e-6)
+        result = index.search(asked)
+        assert (result.matches, result.nearest_distance) == ((), pytest.approx(min(distances), abs=1e-6))
+
+
+def test_match_at_the_threshold_needs_no_fallback():
+    index = index_of((KEY, make_rows(range(30))), settings=config(candidate_count=5, candidates_per_result=1))
+    asked = request(unit_vectors(1, seed=7)[0], k=1)
+    nearest = index.search(asked).matches[0]
+    result = index.search(changed(asked, threshold=nearest.cosine_distance))
+    assert (result.matches, result.path) == ((nearest,), SearchPath.SCAN)
 
 
 def deceptive_index():

@@ -60,9 +60,10 @@ def test_a_generation_loaded_by_several_threads_is_the_same(tmp_path: Path, thre
     for key, rows in batches:
         view = next(view for held, view in index.segment_views() if held == key)
         plain = SealedSegment(key, rows)
-        assert view.quantised is not None and view.blocks is not None
-        assert np.array_equal(view.quantised, quantise(rows.vectors))
-        assert np.array_equal(view.blocks, np.asarray(plain.view().blocks))
+        expected = plain.view().table
+        assert view.table is not None and view.table.quantised is not None and expected is not None
+        assert np.array_equal(view.table.quantised, quantise(rows.vectors))
+        assert np.array_equal(view.table.blocks, expected.blocks)
         for offset in (0, len(rows) // 2, len(rows) - 1):
             words = rows.fingerprints[offset].tolist()
             found = index.find_fingerprint(key.partition, (words[0], words[1]), now_ms=0)
