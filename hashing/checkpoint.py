@@ -25,8 +25,13 @@ from hashing.identity import Tensors, class_metadata, content_hash, feature_tens
 from hashing.inference import Encoder
 from hashing.projection import Projection
 from hashing.radius import GRID_COUNT, RadiusTable, bit_counts
+from hashing.tower import InstanceMap, Tower
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Version 3 may hold towers; version 2, which has projections alone, is read as well."""
+
+READ_VERSIONS = (2, 3)
+TOWERS_SINCE = 3
 ENCODER_FORMAT = "nearhit-encoder"
 STATE_FORMAT = "nearhit-label-state"
 METADATA_KEY = "nearhit"
@@ -54,8 +59,10 @@ def load_encoder(content: bytes) -> Encoder:
     """
     tensors, metadata = _load(ENCODER_FORMAT, content)
     identity = _field(metadata, "identity", dict)
+    with_towers = metadata["format_version"] >= TOWERS_SINCE
     projections = {
-        modality: _projection(tensors, str(modality)) for modality in _field(metadata, "modalities", list)
+        modality: _instance_map(tensors, str(modality), with_towers=with_towers)
+        for modality in _field(metadata, "modalities", list)
     }
     radius_table = _radius_table(identity)
     if {projection.code_bits for projection in projections.values()} != {radius_table.code_bits}:
@@ -129,7 +136,7 @@ def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(
             f"format version 1 has no radii for prefixes, expected {FORMAT_VERSION}: train the encoder again"
         )
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise CheckpointError(f"format version {version!r} is unknown, expected {FORMAT_VERSION}")
     try:
         tensors = load_tensors(content)
@@ -150,6 +157,8 @@ def _document(content: bytes) -> dict[str, Any]:
     header = content[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length]
     if len(content) < HEADER_LENGTH_BYTES or len(header) != length:
         raise CheckpointError("truncated or not a safetensors file")
+    if not header.rstrip(b" ").endswith(b"}"):  # JSON would take other white space for the padding
+        raise CheckpointError("header is padded with something else than spaces")
     try:
         document = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
     except (ValueError, KeyError, TypeError) as error:
@@ -159,11 +168,37 @@ def _document(content: bytes) -> dict[str, Any]:
     return document
 
 
-def _projection(tensors: Tensors, modality: str) -> Projection:
-    name = f"projection.{modality}.weight"
+def _instance_map(tensors: Tensors, modality: str, *, with_towers: bool) -> InstanceMap:
+    if with_towers and f"tower.{modality}.linear" in tensors:
+        return _tower(tensors, modality)
+    return _projection(tensors, modality)
+
+
+def _tower(tensors: Tensors, modality: str) -> Tower:
+    linear = _matrix(tensors, f"tower.{modality}.linear")
+    hidden = _matrix(tensors, f"tower.{modality}.hidden")
+    (dim, code_bits), hidden_width = linear.shape, hidden.shape[1]
+    shapes = {
+        "hidden": (dim, hidden_width),
+        "hidden_bias": (hidden_width,),
+        "output": (hidden_width, code_bits),
+        "offset": (code_bits,),
+    }
+    arrays = {
+        name: _tensor(tensors, f"tower.{modality}.{name}", np.float32, shape)
+        for name, shape in shapes.items()
+    }
+    return Tower(linear=linear, **arrays)
+
+
+def _matrix(tensors: Tensors, name: str) -> NDArray[np.float32]:
     if name not in tensors or tensors[name].ndim != 2:
         raise CheckpointError(f"tensor {name} is missing or not a matrix")
-    weight = _tensor(tensors, name, np.float32, tensors[name].shape)
+    return _tensor(tensors, name, np.float32, tensors[name].shape)
+
+
+def _projection(tensors: Tensors, modality: str) -> Projection:
+    weight = _matrix(tensors, f"projection.{modality}.weight")
     mean = _tensor(tensors, f"projection.{modality}.mean", np.float32, weight.shape[:1])
     return Projection(mean=mean, weight=weight)
 
@@ -197,7 +232,7 @@ def _drift_reference(tensors: Tensors, identity: Mapping[str, Any]) -> DriftRefe
 
 
 def _label_head(
-    tensors: Tensors, identity: Mapping[str, Any], *, modalities: Mapping[str, Projection]
+    tensors: Tensors, identity: Mapping[str, Any], *, modalities: Mapping[str, InstanceMap]
 ) -> LabelHead | None:
     if identity.get("label_part") is None:
         return None
@@ -213,9 +248,7 @@ def _label_head(
 
 
 def _features(tensors: Tensors) -> RandomFeatures:
-    if "features.omega" not in tensors or tensors["features.omega"].ndim != 2:
-        raise CheckpointError("tensor features.omega is missing or not a matrix")
-    omega = _tensor(tensors, "features.omega", np.float32, tensors["features.omega"].shape)
+    omega = _matrix(tensors, "features.omega")
     return RandomFeatures(omega=omega, beta=_tensor(tensors, "features.beta", np.float32, omega.shape[1:]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard, get_args
 
@@ -43,31 +44,54 @@ class EncoderConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        methods = get_args(Method)
-        if self.method not in methods:
-            raise ConfigError("method", self.method, f"one of {', '.join(methods)}")
-        _require_bits("code_bits", self.code_bits)
-        _require_bits("label_bits", self.label_bits)
-        _require_int("itq_iterations", self.itq_iterations, low=1, high=ITQ_ITERATIONS_LIMIT)
-        _require_int("feature_count", self.feature_count, low=1, high=FEATURE_COUNT_LIMIT)
-        _require_positive("gamma", self.gamma)
-        _require_positive("ridge", self.ridge)
-        _require_int("seed", self.seed, low=0, high=2**63 - 1)
+        require_choice("method", self.method, choices=get_args(Method))
+        require_bits("code_bits", self.code_bits)
+        require_bits("label_bits", self.label_bits)
+        require_int("itq_iterations", self.itq_iterations, low=1, high=ITQ_ITERATIONS_LIMIT)
+        require_int("feature_count", self.feature_count, low=1, high=FEATURE_COUNT_LIMIT)
+        require_positive("gamma", self.gamma)
+        require_positive("ridge", self.ridge)
+        require_int("seed", self.seed, low=0, high=2**63 - 1)
 
 
-def _require_bits(key: str, value: object) -> None:
+def require_choice(key: str, value: object, *, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(key, value, f"one of {', '.join(choices)}")
+
+
+def require_bits(key: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a width of codes."""
     if not (_is_int(value) and WORD_BITS <= value <= CODE_BITS_LIMIT and value % WORD_BITS == 0):
         raise ConfigError(key, value, f"a multiple of {WORD_BITS} in {WORD_BITS}..{CODE_BITS_LIMIT}")
 
 
-def _require_int(key: str, value: object, *, low: int, high: int) -> None:
+def require_int(key: str, value: object, *, low: int, high: int) -> None:
+    """Raise ConfigError unless `value` is an integer in low..high."""
     if not (_is_int(value) and low <= value <= high):
         raise ConfigError(key, value, f"an integer in {low}..{high}")
 
 
-def _require_positive(key: str, value: object) -> None:
-    if not (_is_int(value) or isinstance(value, float)) or not (math.isfinite(value) and value > 0):
+def require_positive(key: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number above 0."""
+    if not (_is_number(value) and math.isfinite(value) and value > 0):
         raise ConfigError(key, value, "a positive finite number")
+
+
+def require_weight(key: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a finite number of at least 0."""
+    if not (_is_number(value) and math.isfinite(value) and value >= 0):
+        raise ConfigError(key, value, "a finite number of at least 0")
+
+
+def require_share(key: str, value: object, *, below: float) -> None:
+    """Raise ConfigError unless `value` is a number in [0, below)."""
+    if not (_is_number(value) and 0 <= value < below):
+        raise ConfigError(key, value, f"a number in [0, {below:g})")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return _is_int(value) or isinstance(value, float)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hashing.analytic import LabelHead, RandomFeatures
 from hashing.class_codes import ClassCodes
 from hashing.drift import DriftReference
-from hashing.projection import Projection
 from hashing.radius import RadiusTable
+from hashing.tower import InstanceMap, Tower
 
 ID_HEX_CHARS = 32
 
@@ -42,10 +42,13 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def projection_tensors(projections: Mapping[str, Projection]) -> Tensors:
-    """Return "projection.MODALITY.mean" and ".weight" of each modality."""
+def projection_tensors(projections: Mapping[str, InstanceMap]) -> Tensors:
+    """Return "projection.MODALITY.mean" and ".weight", or a tower's arrays as "tower.MODALITY.NAME"."""
     tensors: Tensors = {}
     for modality, projection in projections.items():
+        if isinstance(projection, Tower):
+            tensors |= {f"tower.{modality}.{name}": array for name, array in projection.arrays().items()}
+            continue
         tensors[f"projection.{modality}.mean"] = projection.mean
         tensors[f"projection.{modality}.weight"] = projection.weight
     return tensors

@@ -21,23 +21,24 @@ from hashing.identity import (
     label_tensors,
     projection_tensors,
 )
-from hashing.projection import Projection
 from hashing.radius import RadiusTable
+from hashing.tower import InstanceMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Encoder:
     """Maps embeddings to bits. Rows are expected L2-normalised; bits are bool, not packed.
 
-    projections: modality -> instance projection, all of one code_bits. radius_table, drift_reference:
-    measured on the first modality. label_head: None when trained without labels. parent_id: the
-    encoder that this one was updated from. metrics: figures of its training, no part of its identity.
+    projections: modality -> instance projection or tower, all of one code_bits. radius_table,
+    drift_reference: measured on the first modality. label_head: None when trained without labels.
+    parent_id: the encoder that this one was updated from. metrics: figures of its training, no part of its
+    identity.
 
     encoder_id: hash of the content, 32 hex characters. instance_id: hash of the projections alone;
     equal instance_id means equal instance codes.
     """
 
-    projections: Mapping[str, Projection]
+    projections: Mapping[str, InstanceMap]
     radius_table: RadiusTable
     drift_reference: DriftReference
     label_head: LabelHead | None = None

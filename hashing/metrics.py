@@ -39,6 +39,21 @@ def average_precisions(
     return precisions
 
 
+def pair_auc(scores: NDArray[np.floating], similar: NDArray[np.bool_]) -> float:
+    """Return the area under the ROC curve: how often a similar pair scores above another, ties half.
+
+    scores: [p], higher is more similar. similar: bool [p]. NaN where a kind of pairs is missing.
+    """
+    similar_count = int(np.count_nonzero(similar))
+    other_count = similar.size - similar_count
+    if similar_count == 0 or other_count == 0:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1, the mean of those that tie
+    above = float(ranks[similar].sum()) - similar_count * (similar_count + 1) / 2
+    return above / (similar_count * other_count)
+
+
 def recall_at_k(found: NDArray[np.integer], truth: NDArray[np.integer]) -> float:
     """Return the mean share of a query's true ids that were found, in [0, 1].
 

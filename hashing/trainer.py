@@ -18,6 +18,7 @@ from hashing.inference import Encoder
 from hashing.metrics import class_retrieval_map, code_recall
 from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation
 from hashing.radius import RadiusTable, calibrate_radii
+from hashing.tower import InstanceMap
 
 HELD_OUT_SHARE = 0.2
 HELD_OUT_ROWS_LIMIT = 10_000
@@ -134,7 +135,7 @@ def _train_instance_part(
     metrics = {"row_count": float(row_count), "held_out_row_count": float(held_out_count)}
     if held_out_count:
         progress("evaluate", 0, 1)
-        metrics["recall_at_10_in_100"] = _recall(projection, fit_rows, held_out)
+        metrics["recall_at_10_in_100"] = held_out_recall(projection, fit_rows, held_out)
         progress("evaluate", 1, 1)
     return Encoder(
         projections={modality: projection},
@@ -150,7 +151,10 @@ def _fit(rows: NDArray[np.float32], *, config: EncoderConfig) -> Projection:
     return fit_itq(rows, code_bits=config.code_bits, iterations=config.itq_iterations, seed=config.seed)
 
 
-def _recall(projection: Projection, fit_rows: NDArray[np.float32], held_out: NDArray[np.float32]) -> float:
+def held_out_recall(
+    projection: InstanceMap, fit_rows: NDArray[np.float32], held_out: NDArray[np.float32]
+) -> float:
+    """Return the share of held-out rows' exact top 10 of the fit's rows that are in their code top 100."""
     rows = fit_rows[:: max(1, -(-fit_rows.shape[0] // METRIC_ROWS_LIMIT))]
     queries = held_out[:METRIC_QUERIES_LIMIT]
     return code_recall(

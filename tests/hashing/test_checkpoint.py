@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from hashing import (
 from hashing.checkpoint import METADATA_KEY, _document
 from hashing.identity import content_hash
 from hashing.radius import GRID_COUNT, RadiusTable
+from hashing.tower import Tower
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def _rewritten(content: bytes, *, tensors=None, **fields) -> bytes:
@@ -40,6 +44,15 @@ def tiny() -> TrainedEncoder:
     return train_encoder(
         rng.standard_normal((6, 3)).astype(np.float32), config=config, labels=[["a"], ["b"], ["ü"]] * 2
     )
+
+
+@pytest.fixture(scope="module")
+def with_tower(tiny: TrainedEncoder) -> Encoder:
+    """The tiny encoder with a tower of 5 hidden units in place of its projection."""
+    rng = np.random.default_rng(1)
+    shapes = {"linear": (3, 64), "hidden": (3, 5), "hidden_bias": (5,), "output": (5, 64), "offset": (64,)}
+    arrays = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    return replace(tiny.encoder, projections={"text": Tower(**arrays)})
 
 
 def test_encoder_survives_the_round_trip(trained: TrainedEncoder, draw_clusters) -> None:
@@ -71,6 +84,64 @@ def test_radii_of_a_prefix_are_part_of_the_identity() -> None:
 def test_encoder_without_labels_survives_the_round_trip(trained: TrainedEncoder) -> None:
     encoder = replace(trained.encoder, label_head=None)
     assert load_encoder(dump_encoder(encoder)).encoder_id == encoder.encoder_id
+
+
+def test_encoder_with_a_tower_survives_the_round_trip(with_tower: Encoder) -> None:
+    loaded = load_encoder(dump_encoder(with_tower))
+    rows = np.random.default_rng(2).standard_normal((20, 3)).astype(np.float32)
+    assert isinstance(loaded.projections["text"], Tower)
+    assert (loaded.encoder_id, loaded.instance_id) == (with_tower.encoder_id, with_tower.instance_id)
+    np.testing.assert_array_equal(loaded.instance_values(rows), with_tower.instance_values(rows))
+
+
+def test_tower_and_projection_stand_beside_each_other(tiny: TrainedEncoder, with_tower: Encoder) -> None:
+    both = {"text": with_tower.projections["text"], "image": tiny.encoder.projections["text"]}
+    encoder = replace(with_tower, projections=both)
+    loaded = load_encoder(dump_encoder(encoder))
+    assert [type(own).__name__ for own in loaded.projections.values()] == ["Tower", "Projection"]
+    assert loaded.encoder_id == encoder.encoder_id
+
+
+@pytest.mark.parametrize("name", ["linear", "hidden", "hidden_bias", "output", "offset"])
+def test_instance_identity_covers_every_array_of_a_tower(with_tower: Encoder, name: str) -> None:
+    tower = with_tower.projections["text"]
+    assert isinstance(tower, Tower)
+    array = tower.arrays()[name].copy()
+    array.flat[-1] = np.nextafter(array.flat[-1], np.float32(9))
+    other = replace(with_tower, projections={"text": replace(tower, **{name: array})})
+    assert other.instance_id != with_tower.instance_id
+
+
+def test_format_2_is_read() -> None:
+    encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
+    assert (encoder.encoder_id, encoder.instance_id) == (
+        "6a100ad3e5619820a5df6af1791df4c5",
+        "51f5a1f6a1ad179dc1641cf4d47475de",
+    )
+    assert encoder.labels == ("a", "b", "c")
+    bits = encoder.instance_bits(np.eye(3, dtype=np.float32))
+    expected = [[227, 151, 146, 164], [162, 147, 166, 171], [195, 31, 234, 237]]
+    np.testing.assert_array_equal(np.packbits(bits, axis=1)[:, :4], expected)
+
+
+def test_encoder_of_format_2_is_written_in_the_present_one() -> None:
+    encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
+    content = dump_encoder(encoder)
+    assert _document(content)["format_version"] == 3
+    assert load_encoder(content).encoder_id == encoder.encoder_id
+
+
+def test_state_of_format_2_is_read() -> None:
+    state = load_state((FIXTURES / "format-2.state").read_bytes())
+    assert (state.row_count, state.class_codes.labels) == (6, ("a", "b", "c"))
+    encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
+    assert encoder.label_head is not None
+    np.testing.assert_allclose(state.solve(), encoder.label_head.weight, atol=1e-6)
+
+
+def test_tower_in_a_file_of_format_2_is_refused(with_tower: Encoder) -> None:
+    with pytest.raises(CheckpointError, match=r"projection\.text\.weight is missing"):
+        load_encoder(_rewritten(dump_encoder(with_tower), format_version=2))
 
 
 def test_dump_is_the_same_bytes_each_time(trained: TrainedEncoder) -> None:
@@ -117,6 +188,23 @@ def test_any_changed_byte_is_refused(tiny: TrainedEncoder, where: float, flip: i
         load_encoder(bytes(content))
 
 
+@settings(max_examples=150, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_any_changed_byte_of_a_tower_is_refused(with_tower: Encoder, where: float, flip: int) -> None:
+    content = bytearray(dump_encoder(with_tower))
+    content[int(where * len(content))] ^= flip
+    with pytest.raises(CheckpointError):
+        load_encoder(bytes(content))
+
+
+def test_header_padded_with_other_white_space_is_refused(with_tower: Encoder) -> None:
+    content = dump_encoder(with_tower)
+    end = 8 + int.from_bytes(content[:8], "little")
+    assert content[end - 1 : end] == b" ", "the header of this encoder is padded"
+    with pytest.raises(CheckpointError, match="padded"):
+        load_encoder(content[: end - 1] + b"\t" + content[end:])
+
+
 @settings(max_examples=100, deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_bytes_are_refused(tiny: TrainedEncoder, share: float) -> None:
@@ -145,13 +233,13 @@ def test_state_is_not_taken_for_an_encoder(tiny: TrainedEncoder) -> None:
 
 
 def test_unknown_format_version_is_refused(tiny: TrainedEncoder) -> None:
-    with pytest.raises(CheckpointError, match="version 3 is unknown, expected 2"):
-        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=3))
+    with pytest.raises(CheckpointError, match="version 4 is unknown, expected 3"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=4))
 
 
 def test_format_without_prefix_radii_asks_for_training(tiny: TrainedEncoder) -> None:
     with pytest.raises(
-        CheckpointError, match="version 1 has no radii for prefixes, expected 2: train the encoder"
+        CheckpointError, match="version 1 has no radii for prefixes, expected 3: train the encoder"
     ):
         load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=1))
 
@@ -178,6 +266,42 @@ def test_weights_of_another_encoder_are_refused(tiny: TrainedEncoder) -> None:
 def test_inconsistent_tensors_are_refused(tiny: TrainedEncoder, name: str, value, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_encoder(_rewritten(dump_encoder(tiny.encoder), tensors={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("linear", (3, 128), "tower.text.output is float32"),
+        ("linear", (4, 64), "tower.text.hidden is float32"),
+        ("linear", (64,), "not a matrix"),
+        ("hidden", (3,), "not a matrix"),
+        ("hidden_bias", (6,), "expected float32"),
+        ("output", (6, 64), "expected float32"),
+        ("offset", (65,), "expected float32"),
+    ],
+)
+def test_inconsistent_arrays_of_a_tower_are_refused(
+    with_tower: Encoder, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    tensors = {f"tower.text.{name}": np.zeros(shape, dtype=np.float32)}
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(_rewritten(dump_encoder(with_tower), tensors=tensors))
+
+
+def test_tower_of_other_bits_than_the_radii_is_refused(with_tower: Encoder) -> None:
+    tensors = {
+        "tower.text.linear": np.zeros((3, 128), dtype=np.float32),
+        "tower.text.output": np.zeros((5, 128), dtype=np.float32),
+        "tower.text.offset": np.zeros(128, dtype=np.float32),
+    }
+    with pytest.raises(CheckpointError, match="differ in code_bits"):
+        load_encoder(_rewritten(dump_encoder(with_tower), tensors=tensors))
+
+
+def test_tower_with_a_value_that_is_not_finite_is_refused(with_tower: Encoder) -> None:
+    tensors = {"tower.text.offset": np.full(64, np.inf, dtype=np.float32)}
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_encoder(_rewritten(dump_encoder(with_tower), tensors=tensors))
 
 
 @pytest.mark.parametrize(

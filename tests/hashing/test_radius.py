@@ -9,10 +9,13 @@ from hashing.radius import (
     GRID_COUNT,
     PREFIX_BITS,
     RadiusTable,
+    _turned,
+    _turned_affine,
     bit_counts,
     calibrate_radii,
     covering_radii,
 )
+from hashing.tower import Tower
 
 LADDER = RadiusTable(
     {
@@ -145,3 +148,31 @@ def test_few_rows_are_calibrated_on_synthetic_pairs(draw_clusters, row_count: in
     rows, _ = draw_clusters(class_count=2, rows_per_class=1)
     table = calibrate_radii(fit_rotation(rows, code_bits=64, seed=0), rows[:row_count], seed=0)
     assert table.columns[64][0] > 0
+
+
+def test_affine_map_is_turned_as_any_map_is(draw_clusters) -> None:
+    rows, _ = draw_clusters(class_count=5, rows_per_class=10)
+    projection = fit_rotation(rows, code_bits=64, seed=0)
+    directions = rows[::-1].copy()
+    for affine, general in zip(
+        _turned_affine(projection, rows, directions), _turned(projection, rows, directions), strict=True
+    ):
+        assert np.mean(affine != general) < 1e-3
+
+
+def test_tower_gets_the_radii_of_the_projection_that_it_equals(draw_clusters) -> None:
+    rows, _ = draw_clusters(class_count=10, rows_per_class=30)
+    projection = fit_rotation(rows, code_bits=128, seed=0)
+    origin = projection.project(np.zeros((1, 32), dtype=np.float32))
+    nothing = np.zeros((32, 4), dtype=np.float32)
+    tower = Tower(
+        linear=projection.weight,
+        hidden=nothing,
+        hidden_bias=np.zeros(4, dtype=np.float32),
+        output=np.zeros((4, 128), dtype=np.float32),
+        offset=-origin[0],
+    )
+    expected = calibrate_radii(projection, rows, seed=0)
+    table = calibrate_radii(tower, rows, seed=0)
+    for count, column in table.columns.items():
+        np.testing.assert_allclose(column, expected.columns[count], atol=4)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing.metrics import class_retrieval_map, code_recall, mean_average_precision, recall_at_k
+from hashing.metrics import class_retrieval_map, code_recall, mean_average_precision, pair_auc, recall_at_k
 
 
 def _average_precision(scores: list[float], relevant: list[bool]) -> float:
@@ -82,3 +82,15 @@ def test_code_recall_compares_code_order_with_exact_order() -> None:
         for stored in (same, swapped)
     ]
     assert recall == [1.0, 0.0]
+
+
+@given(pairs=st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=1, max_size=40))
+def test_auc_equals_the_loop_over_pairs_of_pairs(pairs: list[tuple[int, bool]]) -> None:
+    similar = [score for score, kind in pairs if kind]
+    others = [score for score, kind in pairs if not kind]
+    got = pair_auc(np.array([score for score, _ in pairs], dtype=np.float32), np.array([k for _, k in pairs]))
+    if not similar or not others:
+        assert np.isnan(got)
+        return
+    above = sum((mine > other) + (mine == other) / 2 for mine in similar for other in others)
+    assert got == pytest.approx(above / (len(similar) * len(others)))

@@ -148,6 +148,51 @@ def test_train_update_and_worker_learn_labels(
     nearhit("check")
 
 
+def write_pairs(path: Path, embeddings: NDArray[np.float32]) -> Path:
+    """Pairs of neighbours in a chain within each cluster, and of rows of different clusters."""
+    rows = np.arange(len(embeddings) - 4)
+    similar = np.column_stack([rows, rows + 4, np.ones_like(rows)])[rows % 20 < 16]
+    other = np.column_stack([rows, rows + 1, np.zeros_like(rows)])[rows % 20 < 19]
+    np.savez(path, embeddings=embeddings, pairs=np.concatenate([similar, other]))
+    return path
+
+
+def test_train_on_pairs_makes_codes_for_what_is_stored(
+    nearhit: Run, answer: Answer, embeddings: NDArray[np.float32], tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", embeddings)
+    nearhit("build", "--cache", "faq", "--input", str(rows))
+    pairs = write_pairs(tmp_path / "pairs.npz", embeddings)
+    trained = answer(nearhit("train", "--cache", "faq", "--pairs", str(pairs), "--activate", "--json"))
+    assert (trained["state"], trained["label_bits"]) == ("active", 0)
+    assert trained["validation_auc_256"] > 0.5
+    again = answer(nearhit("train", "--cache", "faq", "--pairs", str(pairs), "--json"))
+    assert again["encoder"] == trained["encoder"]
+    built = answer(nearhit("build", "--cache", "faq", "--json"))
+    assert (built["rows"], built["rows_coded"]) == (120, 120)
+    nearhit("check")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"embeddings": np.eye(40, 32)}, "no .npz of embeddings and pairs"),
+        ({"embeddings": np.eye(40, 31), "pairs": [[0, 1, 1]]}, "the cache's are [n, 32]"),
+        ({"embeddings": np.eye(40, 32), "pairs": [[0, 40, 1]]}, "refers to rows [0, 40], there are 40"),
+        ({"embeddings": np.eye(40, 32), "pairs": [[0, 1, 1]]}, "one class only"),
+        ({"embeddings": np.full((40, 32), np.nan), "pairs": [[0, 1, 1]]}, "must be finite"),
+    ],
+)
+def test_bad_pairs_are_refused(
+    nearhit: Run, embeddings: NDArray[np.float32], tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", embeddings)
+    nearhit("build", "--cache", "faq", "--input", str(rows))
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    refused = nearhit("train", "--cache", "faq", "--pairs", str(tmp_path / "pairs.npz"), status=1)
+    assert message in refused.stderr
+
+
 def test_check_names_what_is_broken(nearhit: Run, embeddings: NDArray[np.float32], tmp_path: Path) -> None:
     nearhit("build", "--cache", "faq", "--input", str(write_rows(tmp_path / "rows.jsonl", embeddings)))
     (segment,) = (tmp_path / "index").rglob("*.segment")
