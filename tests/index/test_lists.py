@@ -165,6 +165,14 @@ def test_spans_of_no_list_are_refused(least):
         lists_of([0, 3]).near(least=least)
 
 
+def test_spans_of_a_strided_query_are_those_of_its_copy():
+    lists = lists_of(range(0, 60_000, 600), margins=make_margins(by_recall=0.1))
+    queries = np.asfortranarray(unit_vectors(5, seed=1))
+    for query in queries:
+        near = lists.near(least=3, recall=0.9)
+        assert lists.spans(query, near).tolist() == lists.spans(query.copy(), near).tolist()
+
+
 @pytest.mark.parametrize("is_all", [False, True])
 @pytest.mark.parametrize(
     "query", [np.ones(13, np.float32), np.ones((1, 12), np.float32), np.ones(12), np.ones(12, np.float16)]

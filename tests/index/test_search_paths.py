@@ -92,6 +92,26 @@ def test_changes_after_sealing_show_on_every_path(kind, path):
     assert ids_of(index.search(asked)) == [900, order[2], order[4]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"), [(kind, path) for kind, path in PATHS if path not in (HNSW, EXACT)]
+)
+def test_rows_that_died_after_sealing_take_no_place_among_the_candidates(kind, path):
+    rows = make_rows(range(400))
+    settings = config(candidate_count=9, candidates_per_result=1, probe_count=100, cascade_min_rows=0)
+    index = index_over(kind, rows, settings=settings)
+    query = unit_vectors(1, seed=7)[0]
+    asked = request(query, radii=ALL_RADII, threshold=2.0, path=path, k=9)
+    dead = ids_of(index.search(asked))
+    index.apply(
+        Changes(
+            seq=2, deleted_ids=np.array(dead[:5]), expire_ids=np.array(dead[5:]), expire_times=np.full(4, NOW)
+        )
+    )
+    result = index.search(asked)
+    assert (len(result.matches), result.path) == (9, path)
+    assert not set(ids_of(result)) & set(dead)
+
+
 @pytest.mark.parametrize(("kind", "path"), PATHS)
 def test_query_in_any_memory_order_is_read_right(kind, path):
     index = index_over(kind, make_rows(range(200)))

@@ -432,8 +432,8 @@ def test_query_of_wrong_dtype_or_shape_is_named(changes, name):
         ({"exact_count": -1}, "exact_count"),
         ({"count": 0}, "wanted"),
         ({"max_distances": np.full(2, 193, np.int32)}, "max_distances"),
-        ({"lists": plain_lists()}, "lists"),  # with two queries
-        ({"lists": plain_lists(), "query_count": 0}, "lists"),
+        ({"lists": plain_lists()}, "^lists: are chosen for one query, not for 2"),
+        ({"lists": plain_lists(), "query_count": 0}, "^lists: are chosen for one query, not for 0"),
         ({"lists": plain_lists(bounds=[0, 4, ROWS - 1]), "query_count": 1}, "lists"),
         ({"lists": plain_lists(bounds=[0, 4, ROWS + 1]), "query_count": 1}, "lists"),
         ({"lists": plain_lists(dim=DIM - 1), "query_count": 1}, "lists"),
