@@ -71,14 +71,14 @@ def train_encoder(
     fewer than 2 rows, equal rows, labels that do not fit, no labelled row, or one class only.
     """
     report = progress if progress is not None else _silent
-    labelled = None if labels is None else _labelled_rows(labels, row_count=embeddings.shape[0])
+    labelled = None if labels is None else labelled_rows(labels, row_count=embeddings.shape[0])
     check_training_rows(embeddings)
 
     encoder = _train_instance_part(embeddings, config=config, modality=modality, progress=report)
     if labels is None or labelled is None:
         return TrainedEncoder(encoder=encoder, state=None)
 
-    label_map, query_count, state = _train_label_part(
+    label_map, query_count, state = train_label_part(
         embeddings, labels, labelled, config=config, class_codes=class_codes, progress=report
     )
     metrics = dict(encoder.metrics)
@@ -96,7 +96,8 @@ def label_head_of(state: LabelState, *, modality: str) -> LabelHead:
     )
 
 
-def _labelled_rows(labels: Labels, *, row_count: int) -> NDArray[np.intp]:
+def labelled_rows(labels: Labels, *, row_count: int) -> NDArray[np.intp]:
+    """Return the rows that have a label. Raises: TrainingDataError as `train_encoder`."""
     check_labels(labels, row_count=row_count)
     labelled = np.flatnonzero([len(own) > 0 for own in labels])
     if labelled.size == 0:
@@ -167,7 +168,7 @@ def held_out_recall(
     )
 
 
-def _train_label_part(
+def train_label_part(
     embeddings: NDArray[np.floating],
     labels: Labels,
     labelled: NDArray[np.intp],

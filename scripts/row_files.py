@@ -113,6 +113,8 @@ def _from_arrays(
     columns: dict[str, Sequence[Any]] = {
         name: np.atleast_1d(array).tolist() for name, array in named.items() if name in COLUMNS
     }
+    if "labels" in columns and named["labels"].ndim == 2:
+        columns["labels"] = _label_names(path, named["labels"], named.pop("label_names", None))
     if lines is not None:
         columns["text"] = lines
     for name, column in columns.items():
@@ -128,6 +130,17 @@ def _from_arrays(
 
     ignored = tuple(sorted(set(named) - set(COLUMNS)))
     return RowFile(path, len(embeddings), int(embeddings.shape[1]), ignored, batches)
+
+
+def _label_names(path: Path, indicators: NDArray[Any], names: NDArray[Any] | None) -> list[list[str]]:
+    """The labels of each row of a 0/1 matrix [n, classes]; their names, or the numbers of the columns."""
+    if not np.isin(indicators, (0, 1)).all():
+        raise CommandError(f"{path}: a matrix of labels must hold 0 and 1 only")
+    if names is None:
+        names = np.arange(indicators.shape[1])
+    if names.shape != (indicators.shape[1],):
+        raise CommandError(f"{path}: {names.size} label_names for {indicators.shape[1]} columns of labels")
+    return [[str(name) for name in names[own != 0]] for own in indicators]
 
 
 def _open_jsonl(path: Path, rename: Mapping[str, str], lines: list[str] | None) -> RowFile:

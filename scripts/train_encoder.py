@@ -1,21 +1,23 @@
-"""Train an encoder on what a cache holds.
+"""Train an encoder on what a cache holds, or on files.
 
 Without labels it learns instance codes (ITQ, or a random rotation as baseline); entries that carry labels
-also teach it label codes for class retrieval. With --pairs it learns from a file instead, which pairs of rows
-are similar and which are not (needs the extra `train`). The encoder becomes a candidate; --activate makes it
-the one that codes new entries and queries. Entries stored before get their codes from `nearhit build`.
+also teach it label codes for class retrieval. With --preset, --training, --pairs or --data a tower is trained
+by gradient instead. The encoder becomes a candidate; --activate makes it the one that codes new entries and
+queries. Entries stored before get their codes from `nearhit build`.
+
+Examples:
+  nearhit train --cache faq --activate
+  nearhit train --cache faq --pairs pairs.npz --activate
+  nearhit train --preset labelled --show > mine.toml
+  nearhit train --cache faq --training mine.toml --data rows.parquet
+  nearhit train --cache art --preset crossmodal-paired --data image=images.npy --data text=captions.npy
 """
 
 import argparse
 import sys
-from pathlib import Path
-from zipfile import BadZipFile
-
-import numpy as np
 
 from hashing.config import EncoderConfig
-from hashing.inference import Encoder
-from hashing.trainer import HELD_OUT_MIN_ROWS, Progress
+from hashing.trainer import HELD_OUT_MIN_ROWS
 from scripts.arguments import (
     CommandError,
     ProgressBars,
@@ -25,11 +27,17 @@ from scripts.arguments import (
     print_result,
     read_config,
 )
+from scripts.gradient_training import (
+    add_gradient_arguments,
+    show_preset,
+    train_by_gradient,
+    wants_gradient,
+)
 from service.application import clock_ms
 from service.database import check_schema, open_engine, reading, writing
-from service.learning import train_from_store
-from service.records import CacheRecord, EncoderRecord
-from service.registry import activate_encoder, register_encoder
+from service.learning import keep_encoder, train_from_store
+from service.records import EncoderRecord
+from service.registry import activate_encoder
 from service.rows import read_cache
 
 
@@ -37,36 +45,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add_config(parser)
     add_json(parser)
-    parser.add_argument("--cache", required=True)
+    parser.add_argument("--cache", help="required but with --show")
     parser.add_argument("--method", choices=("itq", "rotation"), default="itq", help="default %(default)s")
-    parser.add_argument(
-        "--pairs",
-        type=Path,
-        metavar="FILE",
-        help=".npz: embeddings [n, dim], pairs [p, 3] of row, row, 1 (similar) or 0",
-    )
     parser.add_argument("--modality", default="text", help="default %(default)s")
     parser.add_argument(
         "--iterations", type=positive_integer, default=50, help="of ITQ (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--activate", action="store_true", help="use it at once")
+    add_gradient_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train."""
+    if arguments.show:
+        print(show_preset(arguments.preset), end="")
+        return 0
+    if arguments.cache is None:
+        raise CommandError("name the cache with --cache")
     config = read_config(arguments)
     engine = open_engine(config.store)
     check_schema(engine)
     with reading(engine) as connection:
         cache = read_cache(connection, arguments.cache)
     progress = ProgressBars(silent=arguments.json)
-    if arguments.pairs is not None:
-        trained = _train_on_pairs(arguments, cache, progress=progress)
-        with writing(engine) as connection:
-            encoder = register_encoder(
-                connection, cache, trained, learning_state=None, watermark=cache.seq, now_ms=clock_ms()
-            )
+    if wants_gradient(arguments):
+        trained, watermark = train_by_gradient(engine, cache, arguments, config=config, progress=progress)
+        encoder = keep_encoder(engine, cache, trained, watermark=watermark, now_ms=clock_ms())
     else:
         encoder = train_from_store(
             engine,
@@ -105,29 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
         as_json=arguments.json,
     )
     return 0
-
-
-def _train_on_pairs(arguments: argparse.Namespace, cache: CacheRecord, *, progress: Progress) -> Encoder:
-    """Raises: CommandError for a file that is no such pairs, or without torch; TrainingDataError."""
-    try:
-        from hashing.deep.config import PairConfig
-        from hashing.deep.training import train_pairs
-    except ImportError as error:
-        raise CommandError("--pairs needs the extra `train`: pip install nearhit[train]") from error
-    try:
-        with np.load(arguments.pairs, allow_pickle=False) as archive:
-            embeddings, pairs = archive["embeddings"], archive["pairs"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise CommandError(f"{arguments.pairs}: no .npz of embeddings and pairs: {error}") from error
-    modality = cache.modalities.get(arguments.modality)
-    if modality is None:
-        raise CommandError(f"cache {cache.name} has no modality {arguments.modality!r}")
-    if embeddings.ndim != 2 or embeddings.shape[1] != modality.dim:
-        raise CommandError(
-            f"{arguments.pairs}: embeddings are {list(embeddings.shape)}, the cache's are [n, {modality.dim}]"
-        )
-    config = PairConfig(code_bits=cache.code_bits, seed=arguments.seed)
-    return train_pairs(embeddings, pairs, config=config, modality=arguments.modality, progress=progress)
 
 
 def warn_of_few_rows(encoder: EncoderRecord, *, cache: str) -> None:

@@ -17,7 +17,7 @@ from hashing.checkpoint import dump_state, load_encoder, load_state
 from hashing.config import EncoderConfig
 from hashing.inference import Encoder
 from hashing.lifelong import GateReport, LabelledRows, evaluate_update, update_labels
-from hashing.trainer import Progress, train_encoder
+from hashing.trainer import Progress, TrainedEncoder, train_encoder
 from service import registry
 from service.coding import from_stored, label_codes_of, vectors_of
 from service.config import UpdateConfig
@@ -87,19 +87,34 @@ def train_from_store(
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
-        _check_bits(record, config)
-        rows = _read_rows(connection, _of_modality(record, modality), most=MAX_TRAINING_ROWS)
         issued = registry.issued_class_codes(connection, record.id)
-    labels = _without_held_out(rows)
-    known = {label for own in labels for label in own}
+    _check_bits(record, config)
+    rows = read_training_rows(engine, record, modality=modality)
+    known = {label for own in rows.labels for label in own}
     trained = train_encoder(
         rows.vectors,
         config=config,
         modality=modality,
-        labels=labels if len(known) > 1 else None,
+        labels=rows.labels if len(known) > 1 else None,
         class_codes=issued,
         progress=progress,
     )
+    return keep_encoder(engine, record, trained, watermark=record.seq, now_ms=now_ms)
+
+
+def read_training_rows(engine: Engine, record: CacheRecord, *, modality: str) -> StoredRows:
+    """Read up to MAX_TRAINING_ROWS evenly spread entries up to the record's seq, without the labels of those
+    that no encoder may learn from."""
+    query = _of_modality(record, modality).where(entries.c.seq <= record.seq)
+    with reading(engine) as connection:
+        rows = _read_rows(connection, query, most=MAX_TRAINING_ROWS)
+    return replace(rows, labels=_without_held_out(rows))
+
+
+def keep_encoder(
+    engine: Engine, record: CacheRecord, trained: TrainedEncoder, *, watermark: int, now_ms: int
+) -> EncoderRecord:
+    """Register a trained encoder as candidate. watermark: the seq up to which it has seen entries."""
     learning_state = dump_state(trained.state) if trained.state else None
     with writing(engine) as connection:
         return registry.register_encoder(
@@ -107,7 +122,7 @@ def train_from_store(
             record,
             trained.encoder,
             learning_state=learning_state,
-            watermark=record.seq,
+            watermark=watermark,
             now_ms=now_ms,
         )
 

@@ -76,12 +76,14 @@ def info_nce(
     *,
     temperature: float = 0.05,
     excluded: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of finding key i for query i among all keys, at cosine / temperature.
 
     queries, keys: [n, bits]; row i of both belongs together. negatives: [n, k, bits], mined for each query.
     excluded: bool [n, n], keys that are no negative of a query (another wording of the same); its diagonal
-    is not read. van den Oord et al. 2018; embedding to embedding as in BEBR (Gan et al., KDD 2023).
+    is not read. weights: [n], of each query in the mean; None for equal ones.
+    van den Oord et al. 2018; embedding to embedding as in BEBR (Gan et al., KDD 2023).
     """
     unit_queries = functional.normalize(queries, dim=-1, eps=EPSILON)
     logits = unit_queries @ functional.normalize(keys, dim=-1, eps=EPSILON).T  # [n, n]
@@ -92,7 +94,8 @@ def info_nce(
         hard = functional.normalize(negatives, dim=-1, eps=EPSILON)
         logits = torch.cat([logits, torch.einsum("nb,nkb->nk", unit_queries, hard)], dim=1)
     logits = logits / temperature
-    return _mean(torch.logsumexp(logits, dim=1) - logits.diagonal())
+    own = torch.logsumexp(logits, dim=1) - logits.diagonal()  # [n]
+    return _mean(own) if weights is None else (own * weights).sum() / weights.sum().clamp_min(EPSILON)
 
 
 def pair_logistic(
@@ -144,6 +147,19 @@ def margin_mse(anchor: Tensor, positive: Tensor, negative: Tensor, *, teacher_ma
     near = functional.cosine_similarity(anchor, positive, dim=1, eps=EPSILON)
     far = functional.cosine_similarity(anchor, negative, dim=1, eps=EPSILON)
     return _mean((near - far - teacher_margin) ** 2)
+
+
+def distance_preserving(
+    queries: Tensor, keys: Tensor, *, targets: Tensor, scale: Tensor | float = 1.0
+) -> Tensor:
+    """Squared error of scale * cos(h_i, h_j) against the cosines of the embeddings, mean over all pairs.
+
+    queries: [n, bits]. keys: [m, bits]. targets: [n, m]. scale: learned or fixed. Binary reconstructive
+    embeddings (Kulis & Darrell, NIPS 2009), with cosines.
+    """
+    unit_queries = functional.normalize(queries, dim=-1, eps=EPSILON)
+    cosines = unit_queries @ functional.normalize(keys, dim=-1, eps=EPSILON).T  # [n, m]
+    return _mean((scale * cosines - targets) ** 2)
 
 
 def quantisation(values: Tensor) -> Tensor:

@@ -1,301 +1,173 @@
-"""Train an encoder by gradient, from pairs of rows that are labelled similar or not."""
+"""Train an encoder by gradient."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from hashing.deep import losses
-from hashing.deep.binarizers import AnnealedTanh, StraightThroughSign
-from hashing.deep.config import PairConfig
-from hashing.deep.pairs import PairSplit, check_pairs, connected_components, split_pairs
-from hashing.deep.towers import LinearTower, ResidualTower, export, settle
+from hashing.class_codes import ClassCodes, Labels, target_bits
+from hashing.config import EncoderConfig
+from hashing.deep.config import TowerConfig, TrainingConfig
+from hashing.deep.loop import run_loop
+from hashing.deep.objectives import (
+    Batches,
+    LabelObjective,
+    Matches,
+    MatchObjective,
+    NeighbourObjective,
+    Objective,
+    PairObjective,
+)
+from hashing.deep.reconstruction import rebuild_partners
+from hashing.deep.towers import LinearTower, ResidualTower
+from hashing.deep.training_set import Split, TrainingSet, matched_rows, split_set
+from hashing.deep.validation import Validation
+from hashing.deep.views import fold_scales, view_scales
 from hashing.drift import fit_drift_reference
-from hashing.embeddings import as_rows, check_training_rows, unit_rows
+from hashing.embeddings import as_rows
 from hashing.inference import Encoder
-from hashing.metrics import pair_auc
 from hashing.projection import FIT_ROWS_LIMIT, fit_itq
 from hashing.radius import RadiusTable, bit_counts, calibrate_radii
 from hashing.tower import InstanceMap
-from hashing.trainer import HELD_OUT_LEAST_ROWS, HELD_OUT_ROWS_LIMIT, Progress, held_out_recall
+from hashing.trainer import (
+    HELD_OUT_LEAST_ROWS,
+    HELD_OUT_ROWS_LIMIT,
+    Progress,
+    TrainedEncoder,
+    held_out_recall,
+    label_head_of,
+    labelled_rows,
+    train_label_part,
+)
 
 logger = logging.getLogger(__name__)
 
 START_ITERATIONS = 10
 """Of ITQ, whose projection the linear path starts at."""
 
-START_SCALE, START_BIAS = 8.0, -4.0
-"""Of the pair logistic loss, on cosines."""
 
-SCALE_LEARNING_RATE = 0.02
-GRADIENT_NORM_LIMIT = 5.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batches:
-    """What a step reads, on the training device. rows: float32 [r, dim], the distinct rows of the pairs.
-    pairs: int64 [p, 3], indices into them and the label. group: int64 [r], equal for rows that are linked by
-    similar pairs."""
-
-    rows: Tensor
-    pairs: Tensor
-    group: Tensor
-
-
-def train_pairs(
-    embeddings: NDArray[np.floating],
-    pairs: ArrayLike,
+def train(
+    training_set: TrainingSet,
     *,
-    config: PairConfig,
-    modality: str = "text",
+    config: TrainingConfig,
+    class_codes: ClassCodes | None = None,
     device: str | None = None,
+    checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> Encoder:
-    """Train a tower on labelled pairs, and calibrate its radius table and drift reference.
+) -> TrainedEncoder:
+    """Train a tower for each modality, calibrate the radius table and drift reference, and fit label codes.
 
-    embeddings: float [n, dim], L2-normalised; may be memory-mapped. pairs: integers [p, 3] of row, row and 1
-    (similar) or 0. device: of torch; None for the GPU where there is one. progress: stages "fit", "train",
-    "calibrate", "evaluate".
+    device: of torch; None for the GPU where there is one. class_codes: those issued before, which stay.
+    checkpoint: a file for the state after each pass; where one is there already, the training goes on from
+    it. progress: stages "fit", "train", "calibrate", "evaluate", "labels".
 
-    Pairs are held out by component: no held-out row is linked to a training row by any chain of pairs. After
-    each pass the tower is judged on them, and the best one is returned. Radii and drift are calibrated on up
-    to HELD_OUT_ROWS_LIMIT rows that no step has read: held-out ones, and rows in no pair; below
-    HELD_OUT_LEAST_ROWS of them the radii limit nothing.
+    What `split_set` holds out chooses the pass whose towers are returned. Radii and drift are calibrated on
+    up to HELD_OUT_ROWS_LIMIT held-out rows of the main modality; below HELD_OUT_LEAST_ROWS of them the radii
+    limit nothing. Where rows of the main modality carry labels, a label part is fitted to all of them in
+    closed form, as by `train_encoder`.
     Equal seed, input, device and thread count give an equal encoder; on a GPU up to the order of its sums.
 
-    Metrics: row_count, held_out_row_count, recall_at_10_in_100 (as `train_encoder`); pair_count,
-    validation_pair_count, epoch_count (passes made); validation_auc_BITS of a real-valued query against
-    stored bits and validation_auc_codes_BITS of bits against bits, for each count of leading bits;
-    validation_auc_cosine of the embeddings themselves. The held-out pairs choose the pass that is kept, so
-    that their AUC is a little too high.
+    Metrics: row_count, held_out_row_count, recall_at_10_in_100 and label figures as `train_encoder`;
+    epoch_count (passes made), pair_count and validation_pair_count, and what `Validation` measures; what was
+    held out chooses the pass, so that those are a little too high.
 
-    Raises, before time is spent: EmbeddingsError; TrainingDataError for rows that are all equal, pairs that
-    refer to missing rows or to one row twice, labels other than 0 and 1, one class only, fewer than MIN_PAIRS
-    of a kind, pairs that cannot be held out.
+    Raises, before time is spent: as `split_set`; TrainingDataError for a checkpoint that does not fit.
     """
     report = progress if progress is not None else _silent
-    check_training_rows(embeddings)
-    checked = check_pairs(pairs, row_count=embeddings.shape[0])
     rng = np.random.default_rng(config.seed)
-    split = split_pairs(
-        checked, row_count=embeddings.shape[0], validation_share=config.validation_share, rng=rng
-    )
-    if config.code_bits > embeddings.shape[1]:
-        logger.warning(
-            "%d bits of %d dimensions: bits beyond the dimensions repeat what others say",
-            config.code_bits,
-            embeddings.shape[1],
-        )
+    split = split_set(training_set, config=config, rng=rng)
+    _warn(training_set, config=config)
+    main = training_set.main
 
-    instance_map, metrics = _fit(embeddings, split, config=config, device=device, rng=rng, progress=report)
-
-    report("calibrate", 0, 1)
-    training_rows = np.unique(split.training[:, :2])
-    unread = np.setdiff1d(np.arange(embeddings.shape[0]), training_rows)
-    measured = unread.size >= HELD_OUT_LEAST_ROWS
-    held_out = _sampled(embeddings, unread if measured else training_rows, limit=HELD_OUT_ROWS_LIMIT, rng=rng)
-    if measured:
-        radius_table = calibrate_radii(instance_map, held_out, seed=config.seed)
-    else:
-        radius_table = RadiusTable.unlimited(config.code_bits)
-    drift_reference = fit_drift_reference(instance_map.project(held_out))
-    report("calibrate", 1, 1)
-
-    metrics["row_count"] = float(embeddings.shape[0])
-    metrics["held_out_row_count"] = float(held_out.shape[0]) if measured else 0.0
-    if measured:
-        report("evaluate", 0, 1)
-        fit_rows = _sampled(embeddings, training_rows, limit=FIT_ROWS_LIMIT, rng=rng)
-        metrics["recall_at_10_in_100"] = held_out_recall(instance_map, fit_rows, held_out)
-        report("evaluate", 1, 1)
-    return Encoder(
-        projections={modality: instance_map},
-        radius_table=radius_table,
-        drift_reference=drift_reference,
-        metrics=metrics,
-    )
-
-
-def _fit(
-    embeddings: NDArray[np.floating],
-    split: PairSplit,
-    *,
-    config: PairConfig,
-    device: str | None,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> tuple[InstanceMap, dict[str, float]]:
-    """Return the map of the best pass and its metrics on the held-out pairs."""
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    training_rows = np.unique(split.training[:, :2])
-    rows = as_rows(embeddings[training_rows])
-    validation = _Validation.of(embeddings, split.validation, code_bits=config.code_bits)
+    validation = Validation(training_set, split, config=config, rng=rng)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        progress("fit", 0, 1)
-        start = fit_itq(rows, code_bits=config.code_bits, iterations=START_ITERATIONS, seed=config.seed)
-        tower = _tower(start.weight, config=config).to(place)
-        progress("fit", 1, 1)
-        batches = _batches(rows, split.training, training_rows, place=place)
-        best, epoch_count = _train(
-            tower, batches, rows, validation, config=config, rng=rng, progress=progress
+        rows = {
+            modality: as_rows(embeddings[split.training[modality]])
+            for modality, embeddings in training_set.embeddings.items()
+        }
+        scales = None
+        if training_set.view_dims:
+            scales = view_scales(rows[main], view_dims=training_set.view_dims, rng=rng)
+            rows[main] = rows[main] * scales
+        towers = _start_towers(rows, config=config, progress=report)
+        objectives, step_rows = _objectives(training_set, split, rows, config=config, place=place, rng=rng)
+        result = run_loop(
+            towers,
+            objectives,
+            step_rows,
+            score=lambda maps: validation.score(_folded(maps, main, scales)),
+            config=config,
+            device=place,
+            rng=rng,
+            checkpoint=checkpoint,
+            key=_key(training_set, config),
+            progress=report,
         )
+    maps = _folded(result.maps, main, scales)
     metrics = {
-        "pair_count": float(split.training.shape[0] + split.validation.shape[0]),
-        "validation_pair_count": float(split.validation.shape[0]),
-        "epoch_count": float(epoch_count),
-        **validation.metrics(best),
+        "row_count": float(training_set.embeddings[main].shape[0]),
+        "epoch_count": float(result.epoch_count),
+        **validation.figures(maps),
     }
-    return best, metrics
-
-
-def _train(
-    tower: LinearTower,
-    batches: _Batches,
-    rows: NDArray[np.float32],
-    validation: _Validation,
-    *,
-    config: PairConfig,
-    rng: np.random.Generator,
-    progress: Progress,
-) -> tuple[InstanceMap, int]:
-    """The training loop. Returns the map with the best validation AUC and the number of passes made."""
-    binarizer = StraightThroughSign() if config.binarizer == "straight_through" else AnnealedTanh()
-    scale, bias = (
-        nn.Parameter(torch.tensor(start, device=batches.rows.device)) for start in (START_SCALE, START_BIAS)
+    if split.pairs is not None:
+        validation_pair_count = float(split.pairs.validation.shape[0])
+        metrics["pair_count"] = float(split.pairs.training.shape[0]) + validation_pair_count
+        metrics["validation_pair_count"] = validation_pair_count
+    encoder = _calibrated(
+        maps,
+        as_rows(training_set.embeddings[main][split.training[main][:FIT_ROWS_LIMIT]]),
+        as_rows(training_set.embeddings[main][split.held_out[main]]),
+        main=main,
+        metrics=metrics,
+        seed=config.seed,
+        progress=report,
     )
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": list(tower.parameters()), "weight_decay": config.weight_decay},
-            {"params": [scale, bias], "weight_decay": 0.0, "lr": SCALE_LEARNING_RATE},
-        ],
-        lr=config.learning_rate,
-    )
-    pair_count = batches.pairs.shape[0]
-    steps_per_epoch = -(-pair_count // config.batch_size)
-    step_count = config.epochs * steps_per_epoch
-    warmup = max(1.0, config.warmup_share * step_count)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (step_count - step) / max(1.0, step_count - warmup))
+    labels = training_set.labels.get(main)
+    if labels is None:
+        return TrainedEncoder(encoder=encoder, state=None)
+    return _with_label_part(
+        encoder,
+        training_set.embeddings[main],
+        labels,
+        config=config,
+        class_codes=class_codes,
+        progress=report,
     )
 
-    best, best_auc, best_epoch, step = None, -np.inf, 0, 0
-    for epoch in range(1, config.epochs + 1):
-        tower.train()
-        for chosen in np.array_split(rng.permutation(pair_count), steps_per_epoch):
-            if isinstance(binarizer, AnnealedTanh):
-                binarizer.anneal(step / step_count)
-            optimiser.zero_grad()
-            loss = _loss(
-                tower, binarizer, batches, torch.from_numpy(chosen), scale=scale, bias=bias, config=config
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(tower.parameters(), GRADIENT_NORM_LIMIT)
-            optimiser.step()
-            schedule.step()
-            step += 1
-            progress("train", step, step_count)
-        settle(tower, rows)
-        candidate = export(tower)
-        auc = validation.auc(candidate)
-        logger.info("pass %d: validation AUC %.4f", epoch, auc)
-        if auc > best_auc:
-            best, best_auc, best_epoch = candidate, auc, epoch
-        if epoch - best_epoch >= config.patience:
-            break
-    progress("train", step_count, step_count)
-    assert best is not None, "an AUC of finite scores is a number"
-    return best, epoch
+
+def _folded(
+    maps: Mapping[str, InstanceMap], main: str, scales: NDArray[np.float32] | None
+) -> Mapping[str, InstanceMap]:
+    """The maps of plain rows, where the main modality's were scaled."""
+    return maps if scales is None else {**maps, main: fold_scales(maps[main], scales)}
 
 
-def _loss(
-    tower: LinearTower,
-    binarizer: nn.Module,
-    batches: _Batches,
-    chosen: Tensor,
-    *,
-    scale: Tensor,
-    bias: Tensor,
-    config: PairConfig,
-) -> Tensor:
-    """The loss of some pairs: each row once as a real-valued query, once as a stored code; every prefix."""
-    pairs = batches.pairs[chosen.to(batches.pairs.device)]  # [b, 3]
-    similarity = pairs[:, 2].to(batches.rows.dtype)
-    values: Tensor = tower(
-        torch.cat([batches.rows[pairs[:, 0]], batches.rows[pairs[:, 1]]])
-    )  # [2b, code_bits]
-    codes: Tensor = binarizer(values)
-    size = pairs.shape[0]
-    prefixes = bit_counts(config.code_bits)
-    pair_logistic = losses.nested(losses.pair_logistic, prefixes)
-    info_nce = losses.nested(losses.info_nce, prefixes)
-
-    positive = torch.nonzero(pairs[:, 2])[:, 0]
-    group = batches.group[pairs[positive, 0]]
-    excluded = group[:, None] == group[None, :]
-    loss: Tensor = values.new_zeros(())
-    for queries, keys in ((values[:size], codes[size:]), (values[size:], codes[:size])):
-        if config.logistic_weight:
-            loss = loss + config.logistic_weight / 2 * pair_logistic(
-                queries, keys, similarity=similarity, scale=scale, bias=bias
-            )
-        if config.info_nce_weight:
-            loss = loss + config.info_nce_weight / 2 * info_nce(
-                queries[positive], keys[positive], temperature=config.temperature, excluded=excluded
-            )
-    if config.quantisation_weight:
-        loss = loss + config.quantisation_weight * losses.quantisation(values)
-    if config.decorrelation_weight:
-        loss = loss + config.decorrelation_weight * losses.decorrelation(values)
-    return loss
+def _start_towers(
+    rows: Mapping[str, NDArray[np.float32]], *, config: TrainingConfig, progress: Progress
+) -> dict[str, LinearTower]:
+    """Towers whose linear path is that of ITQ on the modality's rows."""
+    towers: dict[str, LinearTower] = {}
+    for done, (modality, own) in enumerate(rows.items()):
+        progress("fit", done, len(rows))
+        start = fit_itq(own, code_bits=config.code_bits, iterations=START_ITERATIONS, seed=config.seed)
+        towers[modality] = _tower(start.weight, config=config.tower)
+    progress("fit", len(rows), len(rows))
+    return towers
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Validation:
-    """Held-out pairs. first, second: float32 [v, dim]. similar: bool [v]. counts: of leading bits."""
-
-    first: NDArray[np.float32]
-    second: NDArray[np.float32]
-    similar: NDArray[np.bool_]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, embeddings: NDArray[np.floating], pairs: NDArray[np.int64], *, code_bits: int) -> _Validation:
-        return cls(
-            first=as_rows(embeddings[pairs[:, 0]]),
-            second=as_rows(embeddings[pairs[:, 1]]),
-            similar=pairs[:, 2] == 1,
-            counts=bit_counts(code_bits),
-        )
-
-    def auc(self, instance_map: InstanceMap) -> float:
-        """The mean over prefixes of the AUC of real-valued queries against stored bits."""
-        queries, stored = instance_map.project(self.first), _signs(instance_map.project(self.second))
-        return float(np.mean([self._auc(queries, stored, count=count) for count in self.counts]))
-
-    def metrics(self, instance_map: InstanceMap) -> dict[str, float]:
-        """The figures that the encoder keeps."""
-        queries, stored = instance_map.project(self.first), _signs(instance_map.project(self.second))
-        figures = {"validation_auc_cosine": self._auc(self.first, self.second, count=self.first.shape[1])}
-        for count in self.counts:
-            figures[f"validation_auc_{count}"] = self._auc(queries, stored, count=count)
-            figures[f"validation_auc_codes_{count}"] = self._auc(_signs(queries), stored, count=count)
-        return figures
-
-    def _auc(self, first: NDArray[np.float32], second: NDArray[np.float32], *, count: int) -> float:
-        first, second = unit_rows(first[:, :count]), unit_rows(second[:, :count])
-        # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
-        scores = np.round(np.einsum("vb,vb->v", first, second), 6)
-        return pair_auc(scores, self.similar)
-
-
-def _tower(weight: NDArray[np.float32], *, config: PairConfig) -> LinearTower:
-    if config.tower == "linear":
+def _tower(weight: NDArray[np.float32], *, config: TowerConfig) -> LinearTower:
+    if config.kind == "linear":
         return LinearTower(weight, threshold=config.threshold)
     return ResidualTower(
         weight,
@@ -306,34 +178,230 @@ def _tower(weight: NDArray[np.float32], *, config: PairConfig) -> LinearTower:
     )
 
 
-def _batches(
-    rows: NDArray[np.float32],
-    pairs: NDArray[np.int64],
-    training_rows: NDArray[np.int64],
+def _objectives(
+    training_set: TrainingSet,
+    split: Split,
+    rows: Mapping[str, NDArray[np.float32]],
     *,
+    config: TrainingConfig,
     place: torch.device,
-) -> _Batches:
-    """`pairs` refer to all rows, those of the result to `rows`, which are `training_rows` in order."""
-    local = np.column_stack([np.searchsorted(training_rows, pairs[:, :2]), pairs[:, 2]])
-    similar = local[local[:, 2] == 1]
-    group = connected_components(similar[:, 0], similar[:, 1], row_count=training_rows.size)
-    return _Batches(
-        rows=torch.from_numpy(rows).to(place),
-        pairs=torch.from_numpy(local).to(place),
-        group=torch.from_numpy(group).to(place),
+    rng: np.random.Generator,
+) -> tuple[list[Objective], Mapping[str, NDArray[np.float32]]]:
+    """The objectives that have a weight, and the rows that their steps read: `rows`, then rebuilt ones."""
+    main, weights = training_set.main, config.losses
+    batches = Batches(bit_counts(config.code_bits), config.optimiser.batch_size, place)
+    objectives: list[Objective] = []
+    if weights.of_pairs:
+        assert split.pairs is not None
+        pairs = split.pairs.training
+        local = np.column_stack([np.searchsorted(split.training[main], pairs[:, :2]), pairs[:, 2]])
+        row_count = rows[main].shape[0]
+        objectives.append(
+            PairObjective(local, main, row_count=row_count, weights=weights.pairs, batches=batches, rng=rng)
+        )
+    if weights.of_neighbours:
+        objectives.append(
+            NeighbourObjective(rows[main], main, weights=weights.neighbours, batches=batches, rng=rng)
+        )
+    vectors = _label_vectors(training_set, split)
+    if weights.of_labels:
+        centres = _centres(training_set, split, config=config)
+        objectives.append(LabelObjective(vectors, centres=centres, weights=weights.labels, batches=batches))
+    if weights.of_matches:
+        matches, rows = _matches(training_set, split, rows, config=config, rng=rng)
+        objectives.append(
+            MatchObjective(matches, label_vectors=vectors, weights=weights.matches, batches=batches)
+        )
+    return objectives, rows
+
+
+def _label_vectors(training_set: TrainingSet, split: Split) -> dict[str, NDArray[np.float32]]:
+    """Return of each labelled modality its training rows' classes, 0/1 float32 [n, classes]."""
+    names = dict.fromkeys(name for own in training_set.labels.values() for row in own for name in row)
+    column = {name: index for index, name in enumerate(names)}
+    vectors = {}
+    for modality, labels in training_set.labels.items():
+        rows = split.training[modality]
+        own = np.zeros((rows.size, len(column)), dtype=np.float32)
+        for place, row in enumerate(rows.tolist()):
+            own[place, [column[name] for name in labels[row]]] = 1
+        vectors[modality] = own
+    return vectors
+
+
+def _centres(
+    training_set: TrainingSet, split: Split, *, config: TrainingConfig
+) -> dict[str, NDArray[np.float32]]:
+    """Return of each labelled modality its training rows' class codes, -1/+1, 0 for rows without labels."""
+    codes = ClassCodes.empty(label_bits=config.code_bits, seed=config.seed)
+    codes = codes.issue(name for own in training_set.labels.values() for row in own for name in row)
+    centres = {}
+    for modality, labels in training_set.labels.items():
+        own = [labels[row] for row in split.training[modality].tolist()]
+        labelled = [place for place, names in enumerate(own) if names]
+        centres[modality] = np.zeros((len(own), config.code_bits), dtype=np.float32)
+        bits = target_bits(codes, [own[place] for place in labelled])
+        centres[modality][labelled] = np.where(bits, np.float32(1), np.float32(-1))
+    return centres
+
+
+def _matches(
+    training_set: TrainingSet,
+    split: Split,
+    rows: Mapping[str, NDArray[np.float32]],
+    *,
+    config: TrainingConfig,
+    rng: np.random.Generator,
+) -> tuple[dict[tuple[str, str], Matches], dict[str, NDArray[np.float32]]]:
+    """The matches of each two modalities among training rows, and `rows` with rebuilt partners appended."""
+    weights = config.losses.matches
+    found: dict[tuple[str, str], Matches] = {}
+    grown = dict(rows)
+    for first, second in combinations(training_set.embeddings, 2):
+        if not weights.info_nce:
+            own = _label_partners(training_set, split, first, second, rng=rng)
+            found[first, second] = Matches(own, np.ones(len(own), dtype=np.float32))
+            continue
+        items = [training_set.items[modality][split.training[modality]] for modality in (first, second)]
+        own = matched_rows(*items)
+        shares = np.ones(len(own), dtype=np.float32)
+        if weights.reconstruct:
+            rebuilt = [_rebuild(grown, rows, (first, second), own, near=near) for near in (0, 1)]
+            own = np.concatenate([own, *rebuilt])
+            rest = np.full(len(own) - shares.size, weights.reconstruct, dtype=np.float32)
+            shares = np.concatenate([shares, rest])
+        found[first, second] = Matches(own, shares)
+    return found, grown
+
+
+def _label_partners(
+    training_set: TrainingSet, split: Split, first: str, second: str, *, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return labelled rows of two modalities side by side, the shorter list repeated, int64 [m, 2]."""
+    sides = []
+    for modality in (first, second):
+        labels = training_set.labels[modality]
+        own = split.training[modality].tolist()
+        sides.append(rng.permutation([place for place, row in enumerate(own) if labels[row]]))
+    longest = max(side.size for side in sides)
+    return np.column_stack([np.resize(side, longest) for side in sides]).astype(np.int64)
+
+
+def _rebuild(
+    grown: dict[str, NDArray[np.float32]],
+    rows: Mapping[str, NDArray[np.float32]],
+    modalities: tuple[str, str],
+    matches: NDArray[np.int64],
+    *,
+    near: int,
+) -> NDArray[np.int64]:
+    """Append to `grown` rebuilt partners for one modality's rows in no match; returns the new matches."""
+    modality, other = modalities[near], modalities[1 - near]
+    alone = np.setdiff1d(np.arange(rows[modality].shape[0]), matches[:, near])
+    added = np.empty((alone.size, 2), dtype=np.int64)
+    added[:, near] = alone
+    added[:, 1 - near] = grown[other].shape[0] + np.arange(alone.size)
+    if alone.size:
+        anchors, partners = rows[modality][matches[:, near]], rows[other][matches[:, 1 - near]]
+        made = rebuild_partners(rows[modality][alone], anchors=anchors, partners=partners)
+        grown[other] = np.concatenate([grown[other], made])
+    return added
+
+
+def _calibrated(
+    maps: Mapping[str, InstanceMap],
+    rows: NDArray[np.float32],
+    held_out: NDArray[np.float32],
+    *,
+    main: str,
+    metrics: dict[str, float],
+    seed: int,
+    progress: Progress,
+) -> Encoder:
+    """An encoder of the maps; radii, drift reference and recall measured on held-out rows of the main one."""
+    progress("calibrate", 0, 1)
+    own = maps[main]
+    measured = held_out.shape[0] >= HELD_OUT_LEAST_ROWS
+    sample = held_out[:: max(1, -(-held_out.shape[0] // HELD_OUT_ROWS_LIMIT))]
+    radius_table = (
+        calibrate_radii(own, sample, seed=seed) if measured else RadiusTable.unlimited(own.code_bits)
+    )
+    reference = sample if measured else rows[:HELD_OUT_ROWS_LIMIT]
+    drift_reference = fit_drift_reference(own.project(reference))
+    progress("calibrate", 1, 1)
+    metrics = metrics | {"held_out_row_count": float(sample.shape[0]) if measured else 0.0}
+    if measured:
+        progress("evaluate", 0, 1)
+        metrics["recall_at_10_in_100"] = held_out_recall(own, rows, sample)
+        progress("evaluate", 1, 1)
+    return Encoder(
+        projections=maps, radius_table=radius_table, drift_reference=drift_reference, metrics=metrics
     )
 
 
-def _sampled(
-    embeddings: NDArray[np.floating], rows: NDArray[np.int64], *, limit: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    if rows.size > limit:
-        rows = np.sort(rng.choice(rows, size=limit, replace=False))
-    return as_rows(embeddings[rows])
+def _with_label_part(
+    encoder: Encoder,
+    embeddings: NDArray[np.floating],
+    labels: Labels,
+    *,
+    config: TrainingConfig,
+    class_codes: ClassCodes | None,
+    progress: Progress,
+) -> TrainedEncoder:
+    labelled = labelled_rows(labels, row_count=embeddings.shape[0])
+    label_map, query_count, state = train_label_part(
+        embeddings,
+        labels,
+        labelled,
+        config=EncoderConfig(label_bits=config.label_bits, seed=config.seed),
+        class_codes=class_codes,
+        progress=progress,
+    )
+    metrics = dict(encoder.metrics)
+    metrics |= {"labelled_row_count": float(labelled.size), "label_query_count": float(query_count)}
+    if query_count:
+        metrics["label_map"] = label_map
+    head = label_head_of(state, modality=next(iter(encoder.projections)))
+    return TrainedEncoder(encoder=replace(encoder, label_head=head, metrics=metrics), state=state)
 
 
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values > 0, np.float32(1), np.float32(-1))
+def _warn(training_set: TrainingSet, *, config: TrainingConfig) -> None:
+    """Log what is odd but no error."""
+    for modality, embeddings in training_set.embeddings.items():
+        if config.code_bits > embeddings.shape[1]:
+            logger.warning(
+                "%d bits of %d dimensions (%s): bits beyond the dimensions repeat what others say",
+                config.code_bits,
+                embeddings.shape[1],
+                modality,
+            )
+    for modality, labels in training_set.labels.items():
+        without = sum(not own for own in labels)
+        if without:
+            logger.warning("%d of %d rows (%s) have no label", without, len(labels), modality)
+        counts = Counter(name for own in labels for name in set(own))
+        single = [name for name, count in counts.items() if count == 1]
+        if single:
+            logger.warning(
+                "%d classes (%s) have one row only, such as %r: nothing judges them",
+                len(single),
+                modality,
+                single[0],
+            )
+
+
+def _key(training_set: TrainingSet, config: TrainingConfig) -> str:
+    """A digest of what a training is of: the configuration, and the rows by their shapes and a sample."""
+    digest = hashlib.sha256(repr(config).encode())
+    for modality, embeddings in training_set.embeddings.items():
+        digest.update(f"{modality}{embeddings.shape}".encode())
+        step = max(1, embeddings.shape[0] // 1000)
+        digest.update(np.ascontiguousarray(embeddings[::step]).tobytes())
+        digest.update(repr(training_set.labels.get(modality)).encode())
+        digest.update(np.asarray(training_set.items.get(modality, ())).tobytes())
+    if training_set.pairs is not None:
+        digest.update(np.asarray(training_set.pairs).tobytes())
+    return digest.hexdigest()
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

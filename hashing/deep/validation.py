@@ -1,0 +1,162 @@
+"""Judge towers on what was held out: the score that chooses the pass, the figures that an encoder keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.class_codes import Labels
+from hashing.deep.config import TrainingConfig
+from hashing.deep.training_set import Split, TrainingSet, matched_rows
+from hashing.embeddings import as_rows, unit_rows
+from hashing.metrics import class_retrieval_map, pair_auc
+from hashing.radius import bit_counts
+from hashing.tower import InstanceMap
+from hashing.trainer import METRIC_QUERIES_LIMIT, METRIC_ROWS_LIMIT, held_out_recall
+
+MATCH_RANK = 10
+"""A match counts as found among this many nearest."""
+
+Figures = dict[str, float]
+Check = Callable[[Mapping[str, InstanceMap]], tuple[float, Figures]]
+
+
+class Validation:
+    """The held-out part of a training set, seen through the losses that are learned.
+
+    Pairs: AUC of real-valued queries against stored bits, mean over prefixes. Labels: class retrieval mAP of
+    held-out rows among training rows. Neighbours: share of a held-out row's exact top 10 training rows in its
+    code top 100. Matches: share of held-out rows whose partner is among their MATCH_RANK nearest held-out
+    rows of the other modality, and with labels the mAP across modalities. The score is the mean of those.
+    """
+
+    def __init__(
+        self, training_set: TrainingSet, split: Split, *, config: TrainingConfig, rng: np.random.Generator
+    ) -> None:
+        self._set = training_set
+        self._split = split
+        self._seed = config.seed
+        self._prefixes = bit_counts(config.code_bits)
+        self._rows = {
+            modality: {
+                "queries": _some(split.held_out[modality], METRIC_QUERIES_LIMIT, rng=rng),
+                "rows": _some(split.training[modality], METRIC_ROWS_LIMIT, rng=rng),
+            }
+            for modality in training_set.embeddings
+        }
+        own = config.losses
+        self._checks: list[Check] = []
+        if own.of_pairs:
+            self._checks.append(self._judge_pairs)
+        if own.of_labels:
+            self._checks.append(self._judge_labels)
+        if own.of_neighbours:
+            self._checks.append(self._judge_neighbours)
+        if own.matches.info_nce:
+            self._checks.append(self._judge_matches)
+        if own.matches.likelihood:
+            self._checks.append(self._judge_labels_across)
+
+    def score(self, maps: Mapping[str, InstanceMap]) -> float:
+        """The mean of what is judged; higher is better."""
+        return float(np.nanmean([check(maps)[0] for check in self._checks]))
+
+    def figures(self, maps: Mapping[str, InstanceMap]) -> Figures:
+        """All that was measured, by name."""
+        return {name: value for check in self._checks for name, value in check(maps)[1].items()}
+
+    def _embeddings(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return as_rows(self._set.embeddings[modality][rows])
+
+    def _labels(self, modality: str, rows: NDArray[np.int64]) -> Labels:
+        own = self._set.labels[modality]
+        return [own[row] for row in rows.tolist()]
+
+    def _judge_pairs(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
+        assert self._split.pairs is not None
+        pairs = self._split.pairs.validation
+        first, second = (self._embeddings(self._set.main, pairs[:, side]) for side in (0, 1))
+        similar = pairs[:, 2] == 1
+        queries, stored = maps[self._set.main].project(first), maps[self._set.main].project(second)
+        figures = {"validation_auc_cosine": _auc(first, second, similar, count=first.shape[1])}
+        for count in self._prefixes:
+            figures[f"validation_auc_{count}"] = _auc(queries, _signs(stored), similar, count=count)
+            codes = _auc(_signs(queries), _signs(stored), similar, count=count)
+            figures[f"validation_auc_codes_{count}"] = codes
+        return float(np.mean([figures[f"validation_auc_{count}"] for count in self._prefixes])), figures
+
+    def _judge_labels(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
+        found = {modality: self._map_of(maps, modality, modality) for modality in self._set.labels}
+        return float(np.nanmean(list(found.values()))), {
+            f"validation_map_{modality}": value for modality, value in found.items()
+        }
+
+    def _judge_labels_across(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
+        found = {
+            f"validation_map_{first}_to_{second}": self._map_of(maps, first, second)
+            for first, second in permutations(self._set.labels, 2)
+        }
+        return float(np.nanmean(list(found.values()))), found
+
+    def _map_of(self, maps: Mapping[str, InstanceMap], first: str, second: str) -> float:
+        queries, rows = self._rows[first]["queries"], self._rows[second]["rows"]
+        return class_retrieval_map(
+            unit_rows(maps[first].project(self._embeddings(first, queries))),
+            maps[second].project(self._embeddings(second, rows)) > 0,
+            query_labels=self._labels(first, queries),
+            row_labels=self._labels(second, rows),
+            seed=self._seed,
+        )
+
+    def _judge_neighbours(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
+        own = self._rows[self._set.main]
+        value = held_out_recall(
+            maps[self._set.main],
+            self._embeddings(self._set.main, own["rows"]),
+            self._embeddings(self._set.main, own["queries"]),
+        )
+        return value, {"recall_at_10_in_100": value}
+
+    def _judge_matches(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
+        figures: Figures = {}
+        for first, second in permutations(self._set.items, 2):
+            queries, rows = self._rows[first]["queries"], self._rows[second]["queries"]
+            items, others = self._set.items[first][queries], self._set.items[second][rows]
+            matches = matched_rows(items, others)
+            if matches.size:
+                values = maps[first].project(self._embeddings(first, queries))
+                codes = _signs(maps[second].project(self._embeddings(second, rows)))
+                figures[f"validation_recall_{first}_to_{second}"] = _match_recall(values, codes, matches)
+        return float(np.mean(list(figures.values()))) if figures else float("nan"), figures
+
+
+def _match_recall(
+    values: NDArray[np.float32], codes: NDArray[np.float32], matches: NDArray[np.int64]
+) -> float:
+    """Return the share of matched queries with a partner among their MATCH_RANK nearest codes."""
+    scores = values @ codes.T
+    found: dict[int, bool] = {}
+    for query, row in matches.tolist():
+        ahead = int(np.count_nonzero(scores[query] > scores[query, row]))
+        found[query] = found.get(query, False) or ahead < MATCH_RANK
+    return float(np.mean(list(found.values())))
+
+
+def _auc(
+    first: NDArray[np.float32], second: NDArray[np.float32], similar: NDArray[np.bool_], *, count: int
+) -> float:
+    first, second = unit_rows(first[:, :count]), unit_rows(second[:, :count])
+    # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
+    scores = np.round(np.einsum("vb,vb->v", first, second), 6)
+    return pair_auc(scores, similar)
+
+
+def _some(rows: NDArray[np.int64], limit: int, *, rng: np.random.Generator) -> NDArray[np.int64]:
+    return np.sort(rng.permutation(rows)[:limit])
+
+
+def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(values > 0, np.float32(1), np.float32(-1))

@@ -1,0 +1,183 @@
+"""Train by gradient: what the arguments of `nearhit train` name, as a training set, and the encoder of it."""
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from hashing.trainer import Progress, TrainedEncoder
+from scripts.arguments import CommandError
+from scripts.training_files import TrainingRows, item_numbers, read_pairs, read_rows
+from service.config import Config
+from service.database import reading
+from service.learning import read_training_rows
+from service.records import CacheRecord
+from service.registry import issued_class_codes
+
+if TYPE_CHECKING:
+    from hashing.deep.training_set import TrainingSet
+
+DEFAULT_PRESET = "pairs"
+
+
+def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says how to train by gradient, and on what."""
+    group = parser.add_argument_group("training by gradient (needs the extra `train`)")
+    group.add_argument("--preset", metavar="NAME", help="a training configuration that is installed")
+    group.add_argument(
+        "--training", type=Path, metavar="FILE", help="a training configuration of your own, TOML"
+    )
+    group.add_argument("--show", action="store_true", help="print the preset, to copy and change, and end")
+    group.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[MODALITY=]FILE",
+        help=".npy, .npz, .jsonl or .parquet of embeddings, with `labels` (one, several, or a 0/1 matrix) and"
+        " `id` where rows have them; rows of several modalities with equal ids, or else in the same place,"
+        " are of one item. Without it, the cache's entries",
+    )
+    group.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help=".npz of pairs [p, 3] (row, row, 1 similar or 0) and, without --data, embeddings [n, dim]; or"
+        " .jsonl of {a, b, label}, where a and b are ids of --data, or else texts for the embedder",
+    )
+    group.add_argument("--texts", type=Path, metavar="FILE", help="line i is the text of row i of --data")
+    group.add_argument(
+        "--views", metavar="DIM,DIM", help="rows are several embeddings side by side, of these dimensions"
+    )
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="keep the state here and go on from it",
+    )
+    group.add_argument("--device", help="of torch; default: the GPU where there is one")
+
+
+def wants_gradient(arguments: argparse.Namespace) -> bool:
+    """Whether the arguments ask for a training by gradient."""
+    return any((arguments.preset, arguments.training, arguments.pairs, arguments.data))
+
+
+def train_by_gradient(
+    engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, config: Config, progress: Progress
+) -> tuple[TrainedEncoder, int]:
+    """Train an encoder of the cache's bits; returns it and the seq up to which it has seen entries.
+
+    Raises: CommandError for files that cannot be read, without torch, or for modalities and dimensions that
+    are not the cache's; ConfigError, TrainingDataError, EmbeddingsError before time is spent.
+    """
+    try:
+        from hashing.deep.config import parse_config, read_preset
+        from hashing.deep.training import train
+    except ImportError as error:
+        raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
+    text = _read_training(arguments) or read_preset(arguments.preset or DEFAULT_PRESET)
+    try:
+        training = parse_config(
+            text, code_bits=cache.code_bits, label_bits=cache.label_bits, seed=arguments.seed
+        )
+    except tomllib.TOMLDecodeError as error:
+        raise CommandError(f"{arguments.training}: {error}") from error
+    training_set, watermark = _training_set(engine, cache, arguments, config=config)
+    for modality, embeddings in training_set.embeddings.items():
+        spec = cache.modalities.get(modality)
+        if spec is None:
+            raise CommandError(f"cache {cache.name} has no modality {modality!r}")
+        if embeddings.shape[1] != spec.dim:
+            raise CommandError(
+                f"embeddings of {modality} are {list(embeddings.shape)}, the cache's are [n, {spec.dim}]"
+            )
+    with reading(engine) as connection:
+        issued = issued_class_codes(connection, cache.id)
+    trained = train(
+        training_set,
+        config=training,
+        class_codes=issued,
+        device=arguments.device,
+        checkpoint=arguments.checkpoint,
+        progress=progress,
+    )
+    return trained, watermark
+
+
+def show_preset(name: str | None) -> str:
+    """Return a preset's TOML. Raises: CommandError without torch; ConfigError for an unknown name."""
+    try:
+        from hashing.deep.config import read_preset
+    except ImportError as error:
+        raise CommandError("presets need the extra `train`: pip install nearhit[train]") from error
+    return read_preset(name or DEFAULT_PRESET)
+
+
+def _read_training(arguments: argparse.Namespace) -> str | None:
+    if arguments.training is None:
+        return None
+    if arguments.preset is not None:
+        raise CommandError("give --preset or --training, not both")
+    try:
+        text: str = arguments.training.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{arguments.training}: {error}") from error
+    return text
+
+
+def _training_set(
+    engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, config: Config
+) -> tuple["TrainingSet", int]:
+    """The training set, and the seq up to which it holds the cache's entries: 0 where it is out of files."""
+    from hashing.deep.training_set import TrainingSet
+
+    views = _views(arguments.views)
+    rows = _rows_by_modality(arguments)
+    main = next(iter(rows), arguments.modality)
+    if arguments.pairs is not None:
+        labelled = read_pairs(arguments.pairs, rows=rows.get(main), embedder=config.embedder)
+        rows = {main: labelled.rows, **{name: own for name, own in rows.items() if name != main}}
+        pairs = labelled.pairs
+    else:
+        pairs = None
+    if rows:
+        return (
+            TrainingSet(
+                embeddings={name: own.embeddings for name, own in rows.items()},
+                pairs=pairs,
+                labels={name: own.labels for name, own in rows.items() if own.labels is not None},
+                items=item_numbers(rows) if len(rows) > 1 else {},
+                view_dims=views,
+            ),
+            0,
+        )
+    stored = read_training_rows(engine, cache, modality=arguments.modality)
+    labels = {arguments.modality: stored.labels} if any(stored.labels) else {}
+    return (
+        TrainingSet(embeddings={arguments.modality: stored.vectors}, labels=labels, view_dims=views),
+        cache.seq,
+    )
+
+
+def _rows_by_modality(arguments: argparse.Namespace) -> dict[str, TrainingRows]:
+    """The rows of each file of --data. Raises: CommandError."""
+    rows: dict[str, TrainingRows] = {}
+    for given in arguments.data:
+        modality, equals, path = given.partition("=")
+        if not equals:
+            modality, path = arguments.modality, given
+        if modality in rows:
+            raise CommandError(f"--data names modality {modality!r} twice")
+        rows[modality] = read_rows(Path(path), texts=arguments.texts if not rows else None)
+    return rows
+
+
+def _views(given: str | None) -> tuple[int, ...]:
+    if given is None:
+        return ()
+    try:
+        return tuple(int(part) for part in given.split(","))
+    except ValueError as error:
+        raise CommandError(f"--views {given!r}: must be whole numbers, as in 384,128") from error

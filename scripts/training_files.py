@@ -1,0 +1,202 @@
+"""What to train on, out of files: rows of one or more modalities, labels, items, labelled pairs, texts."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.arguments import CommandError
+from scripts.row_files import open_rows
+from service.coding import normalise
+from service.config import EmbedderConfig
+from service.embedder import Embedder
+from service.errors import EmbedderUnavailableError, InvalidRequestError
+
+MAX_FILE_ROWS = 2_000_000
+"""Rows of one file that are held in memory as float32."""
+
+_UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingRows:
+    """Rows of one modality. embeddings: float32 [n, dim], L2-normalised. ids: of each row; None where the
+    file has none. labels: of each row, () for none; None where the file has none. texts: likewise."""
+
+    embeddings: NDArray[np.float32]
+    ids: list[str] | None
+    labels: list[tuple[str, ...]] | None
+    texts: list[str] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledPairs:
+    """Pairs int64 [p, 3] of row, row, 1 or 0, and the rows that they refer to."""
+
+    pairs: NDArray[np.int64]
+    rows: TrainingRows
+
+
+def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
+    """Read .npy, .npz, .jsonl or .parquet whole. Raises: CommandError, naming the file and what is wrong."""
+    file = open_rows(path, texts=texts)
+    parts: list[NDArray[np.float32]] = []
+    columns: dict[str, list[Any]] = {}
+    count = 0
+    for batch in file.batches():
+        try:
+            parts.append(normalise(batch.embeddings))
+        except InvalidRequestError as error:
+            rows = f"rows {batch.numbers.start} to {batch.numbers.stop - 1}"
+            raise CommandError(f"{path}: {rows}: {error.message}") from error
+        for name in ("id", "labels", "text"):
+            own = batch.columns.get(name)
+            if own is not None or name in columns:
+                before = columns.setdefault(name, [None] * count)
+                before.extend([None] * len(batch) if own is None else own)
+        count += len(batch)
+        if count > MAX_FILE_ROWS:
+            raise CommandError(f"{path}: over {MAX_FILE_ROWS} rows, more than are held in memory")
+    if not parts:
+        raise CommandError(f"{path}: no rows")
+    ids, labels, lines = columns.get("id"), columns.get("labels"), columns.get("text")
+    return TrainingRows(
+        embeddings=np.concatenate(parts),
+        ids=None if ids is None else [str(own) for own in ids],
+        labels=None if labels is None else [_labels(own) for own in labels],
+        texts=None if lines is None else ["" if own is None else str(own) for own in lines],
+    )
+
+
+def read_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig) -> LabelledPairs:
+    """Read labelled pairs.
+
+    An .npz of `pairs` [p, 3] and, unless `rows` are given, `embeddings`; an .npy of pairs; or a .jsonl of
+    objects {"a", "b", "label"} whose a and b are ids of `rows`, or without rows texts, which are embedded.
+    Raises: CommandError.
+    """
+    if path.suffix == ".jsonl":
+        return _read_named_pairs(path, rows=rows, embedder=embedder)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            pairs, embeddings = loaded, None
+        else:
+            with loaded as archive:
+                pairs = archive["pairs"]
+                embeddings = archive["embeddings"] if rows is None else None
+    except _UNREADABLE as error:
+        raise CommandError(f"{path}: no .npz or .npy of pairs: {error}") from error
+    if rows is None:
+        if embeddings is None:
+            raise CommandError(f"{path}: pairs alone; name the file of their rows with --data")
+        rows = _rows_of(path, embeddings)
+    if pairs.ndim != 2 or pairs.shape[1] != 3 or pairs.dtype.kind not in "iu":
+        raise CommandError(
+            f"{path}: pairs must be integers [pairs, 3] of row, row, label;"
+            f" got {pairs.dtype}{list(pairs.shape)}"
+        )
+    return LabelledPairs(pairs.astype(np.int64), rows)
+
+
+def item_numbers(rows: Mapping[str, TrainingRows]) -> dict[str, NDArray[np.int64]]:
+    """Return for each modality the item of each row: by id where all files have ids, else by row number.
+
+    Raises: CommandError where a file has no ids and the counts of rows differ.
+    """
+    if all(own.ids is not None for own in rows.values()):
+        names = dict.fromkeys(name for own in rows.values() for name in own.ids or ())
+        numbers = {name: number for number, name in enumerate(names)}
+        return {
+            modality: np.array([numbers[name] for name in own.ids or ()], dtype=np.int64)
+            for modality, own in rows.items()
+        }
+    counts = {modality: own.embeddings.shape[0] for modality, own in rows.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{modality} {count}" for modality, count in counts.items())
+        raise CommandError(
+            f"files of unequal length ({found}) need an `id` a row, equal for rows of one item"
+        )
+    return {modality: np.arange(count) for modality, count in counts.items()}
+
+
+def embed_texts(texts: Sequence[str], *, embedder: EmbedderConfig) -> NDArray[np.float32]:
+    """Embed texts to float32 [n, dim] by the configured embedder. Raises: CommandError."""
+    if not embedder.model:
+        raise CommandError("texts need an embedder: set [embedder] model in the configuration")
+    started = Embedder(embedder)
+    try:
+        started.start()
+        parts = []
+        for start in range(0, len(texts), embedder.max_texts):
+            part = texts[start : start + embedder.max_texts]
+            parts.append(started.embed(part, timeout_seconds=embedder.max_wait_seconds))
+        return np.concatenate(parts)
+    except EmbedderUnavailableError as error:
+        raise CommandError(f"the texts cannot be embedded: {error.message}") from error
+    finally:
+        started.stop()
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    """The labels of one row: None, a label, or a list of labels."""
+    if value is None or value == "":
+        return ()
+    terms = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(term) for term in terms if term is not None)
+
+
+def _rows_of(path: Path, embeddings: NDArray[Any]) -> TrainingRows:
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+        raise CommandError(
+            f"{path}: embeddings must be floats [n, dim], got {embeddings.dtype}{list(embeddings.shape)}"
+        )
+    try:
+        unit = normalise(embeddings.astype(np.float32))
+    except InvalidRequestError as error:
+        raise CommandError(f"{path}: {error.message}") from error
+    return TrainingRows(unit, None, None, None)
+
+
+def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig) -> LabelledPairs:
+    sides: list[tuple[str, str]] = []
+    labels: list[int] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except _UNREADABLE as error:
+        raise CommandError(f"{path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            first, second, label = record["a"], record["b"], record["label"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CommandError(f"{path}: line {number} is no object with a, b and label") from error
+        if label not in (0, 1):
+            raise CommandError(f"{path}: line {number}: label is {label!r}, expected 1 (similar) or 0")
+        sides.append((str(first), str(second)))
+        labels.append(int(label))
+    if not sides:
+        raise CommandError(f"{path}: no pairs")
+    if rows is None:
+        names = list(dict.fromkeys(name for pair in sides for name in pair))
+        embeddings = embed_texts(names, embedder=embedder)
+        rows = TrainingRows(normalise(embeddings), None, None, names)
+    else:
+        names = rows.ids if rows.ids is not None else [str(row) for row in range(len(rows.embeddings))]
+    place = {name: row for row, name in enumerate(names)}
+    for number, pair in enumerate(sides):
+        for name in pair:
+            if name not in place:
+                raise CommandError(f"{path}: pair {number} refers to row {name!r}, which there is not")
+    pairs = [
+        (place[first], place[second], label) for (first, second), label in zip(sides, labels, strict=True)
+    ]
+    return LabelledPairs(np.array(pairs, dtype=np.int64), rows)
