@@ -26,7 +26,7 @@ from hashing.trainer import Progress
 
 logger = logging.getLogger(__name__)
 
-OBJECTIVE_LEARNING_RATE = 0.02
+OBJECTIVE_LEARNING_RATE = 0.005
 """Of what an objective learns besides the towers: scales and a bias."""
 
 GRADIENT_NORM_LIMIT = 5.0
@@ -144,6 +144,7 @@ class _State:
         self._rng = rng
         self._key = key
         self._best: dict[str, Tensor] = {}
+        self._best_learned: list[Tensor] = []
         self.best_score, self.best_epoch, self.epoch = -np.inf, 0, 0
 
     def note(self, epoch: int, score: float, judged: nn.Module) -> None:
@@ -152,10 +153,12 @@ class _State:
         if score > self.best_score or not self._best:
             self.best_score, self.best_epoch = score, epoch
             self._best = {name: own.detach().clone() for name, own in judged.state_dict().items()}
+            self._best_learned = [own.detach().clone() for own in self._learned]
 
     def best_maps(self, towers: Mapping[str, LinearTower]) -> dict[str, InstanceMap]:
-        """Export the best towers; `towers` lose what they learned after them."""
+        """Export the best towers; they and the objectives lose what they learned after that pass."""
         self._module.load_state_dict(self._best)
+        self._take(self._best_learned)
         return {modality: export(tower) for modality, tower in towers.items()}
 
     def save(self, checkpoint: Path | None) -> None:
@@ -165,6 +168,7 @@ class _State:
         content = {name: part.state_dict() for name, part in self._parts.items()}
         content |= {
             "best": self._best,
+            "best_learned": self._best_learned,
             "learned": [own.detach() for own in self._learned],
             "torch_rng": torch.get_rng_state(),
             "numpy_rng": json.dumps(self._rng.bit_generator.state),
@@ -189,14 +193,17 @@ class _State:
             )
         for name, part in self._parts.items():
             part.load_state_dict(content[name])
-        with torch.no_grad():
-            for own, saved in zip(self._learned, content["learned"], strict=True):
-                own.copy_(saved)
-        self._best = content["best"]
+        self._take(content["learned"])
+        self._best, self._best_learned = content["best"], content["best_learned"]
         torch.set_rng_state(content["torch_rng"])
         self._rng.bit_generator.state = json.loads(content["numpy_rng"])
         self.epoch, self.best_epoch, self.best_score = content["progress"]
         logger.info("going on after pass %d of %s", self.epoch, checkpoint)
+
+    def _take(self, learned: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for own, saved in zip(self._learned, learned, strict=True):
+                own.copy_(saved)
 
 
 def _penalties(values: Tensor, weights: ValueLosses) -> Tensor:

@@ -104,7 +104,7 @@ def pair_logistic(
     """Logistic loss of telling similar pairs from others by scale * cosine + bias.
 
     first, second: [n, bits], pair i is row i of both. similarity: [n] in [0, 1]. scale, bias: learned or
-    fixed scalars. Sigmoid loss (Zhai et al., ICCV 2023) on labelled pairs.
+    fixed scalars, or one for each pair, [n]. Sigmoid loss (Zhai et al., ICCV 2023) on labelled pairs.
     """
     logits = scale * functional.cosine_similarity(first, second, dim=1, eps=EPSILON) + bias  # [n]
     return _mean(functional.softplus(logits) - similarity * logits)

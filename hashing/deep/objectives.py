@@ -21,9 +21,7 @@ from hashing.deep import losses
 from hashing.deep.config import LabelLosses, MatchLosses, NeighbourLosses, PairLosses
 from hashing.deep.miners import hard_negatives, near_rows
 from hashing.deep.pairs import connected_components
-
-START_SCALE, START_BIAS = 8.0, -4.0
-"""Of the pair logistic loss, on cosines."""
+from hashing.deep.scorer import PairScores
 
 EQUAL_CODES_THETA = 8.0
 """theta of the pairwise likelihood for equal codes, whatever their count of bits."""
@@ -121,16 +119,14 @@ class PairObjective:
         self._prefixes = batches.prefixes
         self._device = batches.device
         self._group_of = torch.from_numpy(group).to(batches.device)
-        self._scale, self._bias = (
-            nn.Parameter(torch.tensor(start, device=batches.device)) for start in (START_SCALE, START_BIAS)
-        )
+        self.scores = PairScores(batches.prefixes).to(batches.device)
         self._order: list[NDArray[np.int64]] = []
         self._negatives: Tensor | None = None
         self.step_count = batches.step_count(len(pairs))
         self.mines = weights.mined_negatives > 0 and weights.info_nce > 0
 
     def parameters(self) -> list[nn.Parameter]:
-        return [self._scale, self._bias]
+        return list(self.scores.parameters())
 
     def begin_pass(self, rng: np.random.Generator, values: Mapping[str, NDArray[np.float32]] | None) -> None:
         self._order = np.array_split(rng.permutation(len(self._pairs)), self.step_count)
@@ -156,10 +152,7 @@ class PairObjective:
             ((values[:size], codes[size:]), (values[size:], codes[:size]))
         ):
             if weights.logistic:
-                logistic = losses.nested(losses.pair_logistic, self._prefixes)
-                loss = loss + weights.logistic / 2 * logistic(
-                    queries, keys, similarity=similarity, scale=self._scale, bias=self._bias
-                )
+                loss = loss + weights.logistic / 2 * self._logistic(queries, keys, similarity=similarity)
             if weights.snr:
                 snr = losses.nested(losses.snr_contrastive, self._prefixes)
                 loss = loss + weights.snr / 2 * snr(queries, keys, similarity=similarity)
@@ -172,6 +165,18 @@ class PairObjective:
                     *inputs, temperature=weights.temperature, excluded=excluded
                 )
         return loss
+
+    def _logistic(self, queries: Tensor, keys: Tensor, *, similarity: Tensor) -> Tensor:
+        """The logistic loss, mean over prefixes, each with its own scale and terms."""
+        parts = []
+        for index, count in enumerate(self._prefixes):
+            scale, bias = self.scores.terms(index, queries, keys)
+            parts.append(
+                losses.pair_logistic(
+                    queries[:, :count], keys[:, :count], similarity=similarity, scale=scale, bias=bias
+                )
+            )
+        return torch.stack(parts).mean()
 
     def _mined(self, coder: Coder, rows: Tensor) -> Tensor:
         """Return the codes of the negatives mined for some rows, [b, count, bits]."""

@@ -102,6 +102,9 @@ def train(
             rows[main] = rows[main] * scales
         towers = _start_towers(rows, config=config, progress=report)
         objectives, step_rows = _objectives(training_set, split, rows, config=config, place=place, rng=rng)
+        scores = next((own.scores for own in objectives if isinstance(own, PairObjective)), None)
+        if scores is not None and config.losses.pairs.logistic:
+            validation.judge_by(scores)
         result = run_loop(
             towers,
             objectives,

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from hashing.class_codes import Labels
 from hashing.deep.config import TrainingConfig
+from hashing.deep.scorer import PairScores
 from hashing.deep.training_set import Split, TrainingSet, matched_rows
 from hashing.embeddings import as_rows, unit_rows
 from hashing.metrics import class_retrieval_map, pair_auc
+from hashing.pair_scorer import PairScorer, PrefixScorer
 from hashing.radius import bit_counts
 from hashing.tower import InstanceMap
 from hashing.trainer import METRIC_QUERIES_LIMIT, METRIC_ROWS_LIMIT, held_out_recall
@@ -47,6 +49,7 @@ class Validation:
             }
             for modality in training_set.embeddings
         }
+        self._scores: PairScores | None = None
         own = config.losses
         self._checks: list[Check] = []
         if own.of_pairs:
@@ -59,6 +62,10 @@ class Validation:
             self._checks.append(self._judge_matches)
         if own.matches.likelihood:
             self._checks.append(self._judge_labels_across)
+
+    def judge_by(self, scores: PairScores) -> None:
+        """Judge pairs by these scores, as they are when it is asked; by the cosine without."""
+        self._scores = scores
 
     def score(self, maps: Mapping[str, InstanceMap]) -> float:
         """The mean of what is judged; higher is better."""
@@ -80,12 +87,14 @@ class Validation:
         pairs = self._split.pairs.validation
         first, second = (self._embeddings(self._set.main, pairs[:, side]) for side in (0, 1))
         similar = pairs[:, 2] == 1
-        queries, stored = maps[self._set.main].project(first), maps[self._set.main].project(second)
-        figures = {"validation_auc_cosine": _auc(first, second, similar, count=first.shape[1])}
+        queries, stored = (maps[self._set.main].project(side) for side in (first, second))
+        cosines = np.einsum("vd,vd->v", unit_rows(first), unit_rows(second))
+        figures = {"validation_auc_cosine": pair_auc(cosines, similar)}
+        scorer = None if self._scores is None else self._scores.exported()
         for count in self._prefixes:
-            figures[f"validation_auc_{count}"] = _auc(queries, _signs(stored), similar, count=count)
-            codes = _auc(_signs(queries), _signs(stored), similar, count=count)
-            figures[f"validation_auc_codes_{count}"] = codes
+            logits, code_logits = pair_logits(queries, stored, count=count, scorer=scorer)
+            figures[f"validation_auc_{count}"] = pair_auc(logits, similar)
+            figures[f"validation_auc_codes_{count}"] = pair_auc(code_logits, similar)
         return float(np.mean([figures[f"validation_auc_{count}"] for count in self._prefixes])), figures
 
     def _judge_labels(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
@@ -145,13 +154,20 @@ def _match_recall(
     return float(np.mean(list(found.values())))
 
 
-def _auc(
-    first: NDArray[np.float32], second: NDArray[np.float32], similar: NDArray[np.bool_], *, count: int
-) -> float:
-    first, second = unit_rows(first[:, :count]), unit_rows(second[:, :count])
+def pair_logits(
+    queries: NDArray[np.float32], stored: NDArray[np.float32], *, count: int, scorer: PairScorer | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the scores of queries against codes, and of codes against codes; without scorer the cosines.
+
+    queries, stored: real values h of the sides of each pair, float32 [n, bits]. count: of leading bits.
+    """
+    if scorer is None:
+        zero = np.zeros(count, dtype=np.float32)
+        scorer = PairScorer({count: PrefixScorer(1.0, 0.0, zero, zero)})
+    logits = scorer.logits(queries, stored > 0, count=count)
+    code_logits = scorer.code_logits(queries > 0, stored > 0, count=count)
     # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
-    scores = np.round(np.einsum("vb,vb->v", first, second), 6)
-    return pair_auc(scores, similar)
+    return np.round(logits, 6), np.round(code_logits, 6)
 
 
 def _some(rows: NDArray[np.int64], limit: int, *, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -1,0 +1,239 @@
+"""Is it the same question? Codes, a verifier and their rivals on labelled pairs that nothing was chosen on.
+
+The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of row, row, 1 or 0) and, for the
+verifier's lexical features and --text-tower, question_pairs.txt (line i is the text of row i). For each seed a
+fifth of the pairs is held out by connected component: no question of it, nor one that any chain of pairs links
+with it, is seen in training. Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes,
+`..._asymmetric` a real-valued query against codes; `verifier`; with --text-tower codes and verifier of a tower
+that learns from the text (an hour a seed on two cores).
+
+wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of pairs
+that can be served before 1% of all pairs are served wrongly.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
+from hashing.projection import fit_itq
+from scripts.arguments import CommandError, positive_integer
+from scripts.bench.data import unit_rows
+from scripts.bench.lines import Figure, add_bench_arguments, print_figure
+
+if TYPE_CHECKING:
+    from hashing.inference import Encoder
+
+BITS = (64, 128, 256)
+TEST_SHARE = 0.2
+HIT_RATE = 0.2
+ERROR_RATE = 0.01
+ITQ_ITERATIONS = 50
+QUICK_PAIRS = 6000
+RIVAL = "cosine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PairsFold:
+    """One seed's part. rows: float32 [n, dim], unit; texts: of each, "" where unknown. training, test: int64
+    [p, 3] of row, row, label."""
+
+    rows: NDArray[np.float32]
+    texts: list[str]
+    training: NDArray[np.int64]
+    test: NDArray[np.int64]
+    seed: int
+
+    @property
+    def similar(self) -> NDArray[np.bool_]:
+        """Which test pairs are labelled the same."""
+        return self.test[:, 2] == 1
+
+    def seen(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that training may read, those in no test pair, and the training pairs among them."""
+        kept = np.setdiff1d(np.arange(len(self.rows)), np.unique(self.test[:, :2]))
+        pairs = self.training.copy()
+        pairs[:, :2] = np.searchsorted(kept, pairs[:, :2])
+        return kept, pairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """Scores of the test pairs, float [p], higher is more alike; bits None for floats."""
+
+    method: str
+    bits: int | None
+    scores: NDArray[np.floating]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    add_bench_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True, help="folder of question_pairs.npz")
+    parser.add_argument("--seeds", type=positive_integer, default=3, help="splits and trainings (default 3)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="precision over hit rate, PNG and SVG")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure."""
+    seeds = 1 if arguments.quick else arguments.seeds
+    found: dict[tuple[str, int | None], list[Scored]] = {}
+    folds = [load_fold(arguments.data, seed=seed, quick=arguments.quick) for seed in range(seeds)]
+    for fold in folds:
+        for scored in score_all(fold, quick=arguments.quick):
+            found.setdefault((scored.method, scored.bits), []).append(scored)
+    rivals = _means(found[RIVAL, None], folds)
+    for (method, bits), runs in found.items():
+        means, spreads = _means(runs, folds), _spreads(runs, folds)
+        for metric, mean in means.items():
+            rival = rivals[metric]
+            better_high = metric != "wrong_hits_at_20"
+            print_figure(
+                Figure(
+                    bench="pairs",
+                    case=f"held-out components, sd {spreads[metric]:.4f}",
+                    metric=metric,
+                    method=method,
+                    value=mean,
+                    unit="share",
+                    dataset="question_pairs",
+                    rival=None if method == RIVAL else RIVAL,
+                    rival_value=None if method == RIVAL else rival,
+                    ratio=None if method == RIVAL else _ratio(mean, rival, better_high=better_high),
+                    n=len(folds[0].test),
+                    bits=bits,
+                    seeds=seeds,
+                ),
+                as_json=arguments.json,
+            )
+    if arguments.plot is not None:
+        _plot(found, folds, arguments.plot)
+    return 0
+
+
+def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
+    """Read the folder and split its pairs. Raises: CommandError."""
+    try:
+        from hashing.deep.pairs import check_pairs, split_pairs
+    except ImportError as error:
+        raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
+    path = folder / "question_pairs.npz"
+    if not path.is_file():
+        raise CommandError(f"{path}: no such file")
+    with np.load(path, allow_pickle=False) as archive:
+        rows, pairs = unit_rows(archive["embeddings"]), archive["pairs"]
+    texts = _texts(path.with_suffix(".txt"), row_count=len(rows))
+    if quick:
+        pairs = pairs[:QUICK_PAIRS]
+        kept, local = np.unique(pairs[:, :2], return_inverse=True)
+        pairs = np.column_stack([local.reshape(-1, 2), pairs[:, 2]])
+        rows, texts = rows[kept], [texts[row] for row in kept.tolist()]
+    checked = check_pairs(pairs, row_count=len(rows))
+    split = split_pairs(
+        checked, row_count=len(rows), validation_share=TEST_SHARE, rng=np.random.default_rng(seed)
+    )
+    return PairsFold(rows=rows, texts=texts, training=split.training, test=split.validation, seed=seed)
+
+
+def score_all(fold: PairsFold, *, quick: bool) -> Iterator[Scored]:
+    """Every method's scores of the fold's test pairs."""
+    first, second = fold.rows[fold.test[:, 0]], fold.rows[fold.test[:, 1]]
+    yield Scored(method="cosine", bits=None, scores=np.einsum("pd,pd->p", first, second))
+    kept, pairs = fold.seen()
+    for bits in BITS:
+        projection = fit_itq(fold.rows[kept], code_bits=bits, iterations=ITQ_ITERATIONS, seed=fold.seed)
+        queries, stored = projection.project(first), projection.project(second)
+        yield Scored(method="itq", bits=bits, scores=_cosines(_signs(queries), _signs(stored)))
+        yield Scored(method="itq_asymmetric", bits=bits, scores=_cosines(queries, _signs(stored)))
+    encoder = _train_encoder(fold, kept, pairs, quick=quick)
+    scorer = encoder.pair_scorer
+    assert scorer is not None
+    queries, stored = encoder.instance_values(first), encoder.instance_values(second)
+    for bits in BITS:
+        codes = scorer.code_logits(queries > 0, stored > 0, count=bits)
+        yield Scored(method="learned", bits=bits, scores=codes)
+        logits = scorer.logits(queries, stored > 0, count=bits)
+        yield Scored(method="learned_asymmetric", bits=bits, scores=logits)
+    yield Scored(method="verifier", bits=None, scores=_verify(fold, kept, pairs))
+
+
+def _train_encoder(
+    fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64], *, quick: bool
+) -> "Encoder":
+    from hashing.deep.config import parse_config, read_preset
+    from hashing.deep.training import train
+    from hashing.deep.training_set import TrainingSet
+
+    config = parse_config(read_preset("pairs"), code_bits=max(BITS), seed=fold.seed)
+    return train(TrainingSet(embeddings={"text": fold.rows[kept]}, pairs=pairs), config=config).encoder
+
+
+def _verify(fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The probabilities that a verifier of the training pairs gives the test pairs."""
+    from hashing.deep.verifier import VerifierConfig, train_verifier
+
+    texts = [fold.texts[row] for row in kept.tolist()] if any(fold.texts) else None
+    verifier = train_verifier(fold.rows[kept], pairs, texts=texts, config=VerifierConfig(seed=fold.seed))
+    return np.array(
+        [
+            verifier.probabilities(
+                fold.rows[first],
+                fold.rows[[second]],
+                query_text=fold.texts[first],
+                texts=[fold.texts[second]],
+            )[0]
+            for first, second, _ in fold.test.tolist()
+        ]
+    )
+
+
+def _texts(path: Path, *, row_count: int) -> list[str]:
+    """Line i of the file for row i; all unknown where there is no file. Raises: CommandError."""
+    if not path.is_file():
+        return [""] * row_count
+    lines = path.read_text(encoding="utf-8").split("\n")[:row_count]
+    if len(lines) != row_count:
+        raise CommandError(f"{path}: {len(lines)} lines for {row_count} rows")
+    return lines
+
+
+def _means(runs: list[Scored], folds: list[PairsFold]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in _metrics(runs, folds).items()}
+
+
+def _spreads(runs: list[Scored], folds: list[PairsFold]) -> dict[str, float]:
+    return {name: float(np.std(values)) for name, values in _metrics(runs, folds).items()}
+
+
+def _metrics(runs: list[Scored], folds: list[PairsFold]) -> dict[str, list[float]]:
+    """Each metric of each seed."""
+    return {
+        "auc": [pair_auc(run.scores, fold.similar) for run, fold in zip(runs, folds, strict=True)],
+        "wrong_hits_at_20": [
+            wrong_share_at_hit_rate(run.scores, fold.similar, hit_rate=HIT_RATE)
+            for run, fold in zip(runs, folds, strict=True)
+        ],
+        "hit_rate_at_1_error": [
+            hit_rate_at_error(run.scores, fold.similar, error_rate=ERROR_RATE)
+            for run, fold in zip(runs, folds, strict=True)
+        ],
+    }
+
+
+def _ratio(value: float, rival: float, *, better_high: bool) -> float | None:
+    over, under = (value, rival) if better_high else (rival, value)
+    return over / under if under > 0 else None
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
+    return np.round(np.einsum("pb,pb->p", unit_rows(first), unit_rows(second)), 6)
+
+
+def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(values > 0, np.float32(1), np.float32(-1))
