@@ -1,14 +1,13 @@
 """Is it the same question? Codes, a verifier and their rivals on labelled pairs that nothing was chosen on.
 
-The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of row, row, 1 or 0) and, for the
-verifier's lexical features and --text-tower, question_pairs.txt (line i is the text of row i). For each seed a
-fifth of the pairs is held out by connected component: no question of it, nor one that any chain of pairs links
-with it, is seen in training. Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes,
-`..._asymmetric` a real-valued query against codes; `verifier`; with --text-tower codes and verifier of a tower
-that learns from the text (an hour a seed on two cores).
+The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of row, row, 1 or 0) and, for what
+reads the text, question_pairs.txt (line i is the text of row i). For each seed a fifth of the pairs is held out
+by connected component: no question of it, nor one that any chain of pairs links with it, is seen in training.
+Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes, `..._asymmetric` a real-valued
+query against codes; `verifier`.
 
-wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of pairs
-that can be served before 1% of all pairs are served wrongly.
+wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of
+pairs that can be served before 1% of all pairs are served wrongly.
 """
 
 import argparse
@@ -24,7 +23,9 @@ from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
 from hashing.projection import fit_itq
 from scripts.arguments import CommandError, positive_integer
 from scripts.bench.data import unit_rows
-from scripts.bench.lines import Figure, add_bench_arguments, print_figure
+from scripts.bench.lines import Figure, add_bench_arguments
+from scripts.bench.plot import write_curves
+from scripts.bench.seeds import SeededFigures, print_means
 
 if TYPE_CHECKING:
     from hashing.inference import Encoder
@@ -36,6 +37,7 @@ ERROR_RATE = 0.01
 ITQ_ITERATIONS = 50
 QUICK_PAIRS = 6000
 RIVAL = "cosine"
+CURVE_HIT_RATES = np.linspace(0.05, 0.5, 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,38 +83,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure."""
-    seeds = 1 if arguments.quick else arguments.seeds
-    found: dict[tuple[str, int | None], list[Scored]] = {}
-    folds = [load_fold(arguments.data, seed=seed, quick=arguments.quick) for seed in range(seeds)]
-    for fold in folds:
-        for scored in score_all(fold, quick=arguments.quick):
-            found.setdefault((scored.method, scored.bits), []).append(scored)
-    rivals = _means(found[RIVAL, None], folds)
-    for (method, bits), runs in found.items():
-        means, spreads = _means(runs, folds), _spreads(runs, folds)
-        for metric, mean in means.items():
-            rival = rivals[metric]
-            better_high = metric != "wrong_hits_at_20"
-            print_figure(
-                Figure(
-                    bench="pairs",
-                    case=f"held-out components, sd {spreads[metric]:.4f}",
-                    metric=metric,
-                    method=method,
-                    value=mean,
-                    unit="share",
-                    dataset="question_pairs",
-                    rival=None if method == RIVAL else RIVAL,
-                    rival_value=None if method == RIVAL else rival,
-                    ratio=None if method == RIVAL else _ratio(mean, rival, better_high=better_high),
-                    n=len(folds[0].test),
-                    bits=bits,
-                    seeds=seeds,
-                ),
-                as_json=arguments.json,
-            )
+    figures, curves = SeededFigures(), Curves()
+    for seed in range(1 if arguments.quick else arguments.seeds):
+        fold = load_fold(arguments.data, seed=seed, quick=arguments.quick)
+        for scored in score_all(fold):
+            curves.add(scored, fold)
+            for metric, value in _metrics(scored, fold).items():
+                figures.add(
+                    Figure(
+                        bench="pairs",
+                        case="held-out components",
+                        metric=metric,
+                        method=scored.method,
+                        value=value,
+                        unit="share",
+                        dataset="question_pairs",
+                        n=len(fold.test),
+                        bits=scored.bits,
+                    )
+                )
+    print_means(figures, rival=RIVAL, as_json=arguments.json, lower_is_better=("wrong_hits_at_20",))
     if arguments.plot is not None:
-        _plot(found, folds, arguments.plot)
+        curves.write(arguments.plot)
     return 0
 
 
@@ -140,7 +132,7 @@ def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
     return PairsFold(rows=rows, texts=texts, training=split.training, test=split.validation, seed=seed)
 
 
-def score_all(fold: PairsFold, *, quick: bool) -> Iterator[Scored]:
+def score_all(fold: PairsFold) -> Iterator[Scored]:
     """Every method's scores of the fold's test pairs."""
     first, second = fold.rows[fold.test[:, 0]], fold.rows[fold.test[:, 1]]
     yield Scored(method="cosine", bits=None, scores=np.einsum("pd,pd->p", first, second))
@@ -150,7 +142,7 @@ def score_all(fold: PairsFold, *, quick: bool) -> Iterator[Scored]:
         queries, stored = projection.project(first), projection.project(second)
         yield Scored(method="itq", bits=bits, scores=_cosines(_signs(queries), _signs(stored)))
         yield Scored(method="itq_asymmetric", bits=bits, scores=_cosines(queries, _signs(stored)))
-    encoder = _train_encoder(fold, kept, pairs, quick=quick)
+    encoder = _train_encoder(fold, kept, pairs)
     scorer = encoder.pair_scorer
     assert scorer is not None
     queries, stored = encoder.instance_values(first), encoder.instance_values(second)
@@ -162,9 +154,7 @@ def score_all(fold: PairsFold, *, quick: bool) -> Iterator[Scored]:
     yield Scored(method="verifier", bits=None, scores=_verify(fold, kept, pairs))
 
 
-def _train_encoder(
-    fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64], *, quick: bool
-) -> "Encoder":
+def _train_encoder(fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64]) -> "Encoder":
     from hashing.deep.config import parse_config, read_preset
     from hashing.deep.training import train
     from hashing.deep.training_set import TrainingSet
@@ -202,37 +192,43 @@ def _texts(path: Path, *, row_count: int) -> list[str]:
     return lines
 
 
-def _means(runs: list[Scored], folds: list[PairsFold]) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in _metrics(runs, folds).items()}
-
-
-def _spreads(runs: list[Scored], folds: list[PairsFold]) -> dict[str, float]:
-    return {name: float(np.std(values)) for name, values in _metrics(runs, folds).items()}
-
-
-def _metrics(runs: list[Scored], folds: list[PairsFold]) -> dict[str, list[float]]:
-    """Each metric of each seed."""
+def _metrics(scored: Scored, fold: PairsFold) -> dict[str, float]:
     return {
-        "auc": [pair_auc(run.scores, fold.similar) for run, fold in zip(runs, folds, strict=True)],
-        "wrong_hits_at_20": [
-            wrong_share_at_hit_rate(run.scores, fold.similar, hit_rate=HIT_RATE)
-            for run, fold in zip(runs, folds, strict=True)
-        ],
-        "hit_rate_at_1_error": [
-            hit_rate_at_error(run.scores, fold.similar, error_rate=ERROR_RATE)
-            for run, fold in zip(runs, folds, strict=True)
-        ],
+        "auc": pair_auc(scored.scores, fold.similar),
+        "wrong_hits_at_20": wrong_share_at_hit_rate(scored.scores, fold.similar, hit_rate=HIT_RATE),
+        "hit_rate_at_1_error": hit_rate_at_error(scored.scores, fold.similar, error_rate=ERROR_RATE),
     }
 
 
-def _ratio(value: float, rival: float, *, better_high: bool) -> float | None:
-    over, under = (value, rival) if better_high else (rival, value)
-    return over / under if under > 0 else None
+class Curves:
+    """Precision over hit rate of each method, mean over seeds."""
+
+    def __init__(self) -> None:
+        self._precisions: dict[str, list[NDArray[np.float64]]] = {}
+
+    def add(self, scored: Scored, fold: PairsFold) -> None:
+        """Take one seed's scores; of codes those of the widest."""
+        if scored.bits in (None, max(BITS)):
+            order = np.argsort(-scored.scores, kind="stable")
+            hits = np.round(CURVE_HIT_RATES * len(order)).astype(np.intp)
+            right = np.cumsum(fold.similar[order])[hits - 1]
+            self._precisions.setdefault(scored.method, []).append(right / hits)
+
+    def write(self, path: Path) -> None:
+        """Draw them, PNG and SVG."""
+        points = {
+            method: list(zip(CURVE_HIT_RATES.tolist(), np.mean(runs, axis=0).tolist(), strict=True))
+            for method, runs in self._precisions.items()
+        }
+        write_curves(
+            points, path, title="The same question?", x_name="hit rate", y_name="precision of the hits"
+        )
 
 
 def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
-    return np.round(np.einsum("pb,pb->p", unit_rows(first), unit_rows(second)), 6)
+    cosines: NDArray[np.float32] = np.einsum("pb,pb->p", unit_rows(first), unit_rows(second))
+    return np.round(cosines, 6)
 
 
 def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
