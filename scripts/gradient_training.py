@@ -2,6 +2,7 @@
 
 import argparse
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,16 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def wants_gradient(arguments: argparse.Namespace) -> bool:
-    """Whether the arguments ask for a training by gradient."""
-    return any((arguments.preset, arguments.training, arguments.pairs, arguments.data))
+    """Whether the arguments ask for a training by gradient.
+
+    Raises: CommandError where something is given that only such a training reads.
+    """
+    if any((arguments.preset, arguments.training, arguments.pairs, arguments.data)):
+        return True
+    for name in ("texts", "views", "checkpoint", "device"):
+        if getattr(arguments, name) is not None:
+            raise CommandError(f"--{name} goes with --preset, --training, --pairs or --data")
+    return False
 
 
 def train_by_gradient(
@@ -84,12 +93,19 @@ def train_by_gradient(
         )
     except tomllib.TOMLDecodeError as error:
         raise CommandError(f"{arguments.training}: {error}") from error
-    training_set, watermark = _training_set(engine, cache, arguments, config=config)
+    losses = training.losses
+    training_set, watermark = _training_set(
+        engine,
+        cache,
+        arguments,
+        config=config,
+        reads_labels=losses.of_labels or losses.matches.likelihood > 0,
+    )
     for modality, embeddings in training_set.embeddings.items():
         spec = cache.modalities.get(modality)
         if spec is None:
             raise CommandError(f"cache {cache.name} has no modality {modality!r}")
-        if embeddings.shape[1] != spec.dim:
+        if embeddings.shape[0] and embeddings.shape[1] != spec.dim:
             raise CommandError(
                 f"embeddings of {modality} are {list(embeddings.shape)}, the cache's are [n, {spec.dim}]"
             )
@@ -128,9 +144,17 @@ def _read_training(arguments: argparse.Namespace) -> str | None:
 
 
 def _training_set(
-    engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, config: Config
+    engine: Engine,
+    cache: CacheRecord,
+    arguments: argparse.Namespace,
+    *,
+    config: Config,
+    reads_labels: bool,
 ) -> tuple["TrainingSet", int]:
-    """The training set, and the seq up to which it holds the cache's entries: 0 where it is out of files."""
+    """The training set, and the seq up to which it holds the cache's entries: 0 where it is out of files.
+
+    Labels of one class alone are left out unless a loss reads them (and refuses them).
+    """
     from hashing.deep.training_set import TrainingSet
 
     views = _views(arguments.views)
@@ -147,18 +171,27 @@ def _training_set(
             TrainingSet(
                 embeddings={name: own.embeddings for name, own in rows.items()},
                 pairs=pairs,
-                labels={name: own.labels for name, own in rows.items() if own.labels is not None},
+                labels={
+                    name: own.labels
+                    for name, own in rows.items()
+                    if own.labels is not None and (reads_labels or _class_count(own.labels) > 1)
+                },
                 items=item_numbers(rows) if len(rows) > 1 else {},
                 view_dims=views,
             ),
             0,
         )
     stored = read_training_rows(engine, cache, modality=arguments.modality)
-    labels = {arguments.modality: stored.labels} if any(stored.labels) else {}
+    least = 1 if reads_labels else 2
+    labels = {arguments.modality: stored.labels} if _class_count(stored.labels) >= least else {}
     return (
         TrainingSet(embeddings={arguments.modality: stored.vectors}, labels=labels, view_dims=views),
         cache.seq,
     )
+
+
+def _class_count(labels: Sequence[Sequence[str]]) -> int:
+    return len({label for own in labels for label in own})
 
 
 def _rows_by_modality(arguments: argparse.Namespace) -> dict[str, TrainingRows]:

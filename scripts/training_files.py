@@ -3,6 +3,7 @@
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.embeddings import as_rows, unit_rows
+from hashing.errors import EmbeddingsError
 from scripts.arguments import CommandError
-from scripts.row_files import open_rows
+from scripts.row_files import RowBatch, open_rows
 from service.coding import normalise
 from service.config import EmbedderConfig
 from service.embedder import Embedder
@@ -26,11 +29,11 @@ _UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRows:
-    """Rows of one modality. embeddings: float32 [n, dim], L2-normalised. ids: of each row; None where the
-    file has none. labels: of each row, () for none; None where the file has none. texts: likewise."""
+    """Rows of one modality. embeddings: float32 [n, dim], L2-normalised. ids: of each row, None for one
+    without; labels: of each row, () for one without; texts: of each row. None where the file has none."""
 
     embeddings: NDArray[np.float32]
-    ids: list[str] | None
+    ids: list[str | None] | None
     labels: list[tuple[str, ...]] | None
     texts: list[str] | None
 
@@ -50,11 +53,7 @@ def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
     columns: dict[str, list[Any]] = {}
     count = 0
     for batch in file.batches():
-        try:
-            parts.append(normalise(batch.embeddings))
-        except InvalidRequestError as error:
-            rows = f"rows {batch.numbers.start} to {batch.numbers.stop - 1}"
-            raise CommandError(f"{path}: {rows}: {error.message}") from error
+        parts.append(_normalised(path, batch))
         for name in ("id", "labels", "text"):
             own = batch.columns.get(name)
             if own is not None or name in columns:
@@ -68,7 +67,7 @@ def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
     ids, labels, lines = columns.get("id"), columns.get("labels"), columns.get("text")
     return TrainingRows(
         embeddings=np.concatenate(parts),
-        ids=None if ids is None else [str(own) for own in ids],
+        ids=None if ids is None else [None if own is None else str(own) for own in ids],
         labels=None if labels is None else [_labels(own) for own in labels],
         texts=None if lines is None else ["" if own is None else str(own) for own in lines],
     )
@@ -84,15 +83,15 @@ def read_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfi
     if path.suffix == ".jsonl":
         return _read_named_pairs(path, rows=rows, embedder=embedder)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            pairs, embeddings = loaded, None
-        else:
-            with loaded as archive:
-                pairs = archive["pairs"]
-                embeddings = archive["embeddings"] if rows is None else None
+        with path.open("rb") as file:  # numpy leaves a file open whose archive is damaged
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                pairs, embeddings = loaded, None
+            else:
+                pairs = loaded["pairs"]
+                embeddings = loaded["embeddings"] if rows is None and "embeddings" in loaded else None
     except _UNREADABLE as error:
-        raise CommandError(f"{path}: no .npz or .npy of pairs: {error}") from error
+        raise CommandError(f"{path}: no .npz of embeddings and pairs, nor .npy of pairs: {error}") from error
     if rows is None:
         if embeddings is None:
             raise CommandError(f"{path}: pairs alone; name the file of their rows with --data")
@@ -108,15 +107,19 @@ def read_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfi
 def item_numbers(rows: Mapping[str, TrainingRows]) -> dict[str, NDArray[np.int64]]:
     """Return for each modality the item of each row: by id where all files have ids, else by row number.
 
+    A row without id in a file of ids is an item by itself.
+
     Raises: CommandError where a file has no ids and the counts of rows differ.
     """
     if all(own.ids is not None for own in rows.values()):
-        names = dict.fromkeys(name for own in rows.values() for name in own.ids or ())
-        numbers = {name: number for number, name in enumerate(names)}
-        return {
-            modality: np.array([numbers[name] for name in own.ids or ()], dtype=np.int64)
-            for modality, own in rows.items()
-        }
+        numbers: dict[str | tuple[str, int], int] = {}
+        items = {}
+        for modality, own in rows.items():
+            names = [(modality, row) if name is None else name for row, name in enumerate(own.ids or ())]
+            items[modality] = np.array(
+                [numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64
+            )
+        return items
     counts = {modality: own.embeddings.shape[0] for modality, own in rows.items()}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{modality} {count}" for modality, count in counts.items())
@@ -144,6 +147,19 @@ def embed_texts(texts: Sequence[str], *, embedder: EmbedderConfig) -> NDArray[np
         started.stop()
 
 
+def _normalised(path: Path, batch: RowBatch) -> NDArray[np.float32]:
+    """The rows of a batch at length 1. Raises: CommandError that names the first that has no direction."""
+    try:
+        return normalise(batch.embeddings)
+    except InvalidRequestError:
+        for number, row in zip(batch.numbers, batch.embeddings, strict=True):
+            try:
+                normalise(row[None])
+            except InvalidRequestError as error:
+                raise CommandError(f"{path}: row {number}: {error.message}") from error
+        raise
+
+
 def _labels(value: Any) -> tuple[str, ...]:
     """The labels of one row: None, a label, or a list of labels."""
     if value is None or value == "":
@@ -158,13 +174,14 @@ def _rows_of(path: Path, embeddings: NDArray[Any]) -> TrainingRows:
             f"{path}: embeddings must be floats [n, dim], got {embeddings.dtype}{list(embeddings.shape)}"
         )
     try:
-        unit = normalise(embeddings.astype(np.float32))
-    except InvalidRequestError as error:
-        raise CommandError(f"{path}: {error.message}") from error
+        unit = unit_rows(as_rows(embeddings))
+    except EmbeddingsError as error:
+        raise CommandError(f"{path}: {error.reason}") from error
     return TrainingRows(unit, None, None, None)
 
 
 def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig) -> LabelledPairs:
+    names: list[str | None]
     sides: list[tuple[str, str]] = []
     labels: list[int] = []
     try:
@@ -186,16 +203,18 @@ def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: Embedd
     if not sides:
         raise CommandError(f"{path}: no pairs")
     if rows is None:
-        names = list(dict.fromkeys(name for pair in sides for name in pair))
-        embeddings = embed_texts(names, embedder=embedder)
-        rows = TrainingRows(normalise(embeddings), None, None, names)
+        texts = list(dict.fromkeys(name for pair in sides for name in pair))
+        embeddings = embed_texts(texts, embedder=embedder)
+        rows, names = TrainingRows(normalise(embeddings), None, None, texts), [*texts]
     else:
         names = rows.ids if rows.ids is not None else [str(row) for row in range(len(rows.embeddings))]
     place = {name: row for row, name in enumerate(names)}
+    counts = Counter(names)
     for number, pair in enumerate(sides):
         for name in pair:
-            if name not in place:
-                raise CommandError(f"{path}: pair {number} refers to row {name!r}, which there is not")
+            if counts[name] != 1:
+                found = "there is not" if name not in place else f"there is {counts[name]} times"
+                raise CommandError(f"{path}: pair {number} refers to row {name!r}, which {found}")
     pairs = [
         (place[first], place[second], label) for (first, second), label in zip(sides, labels, strict=True)
     ]

@@ -54,15 +54,15 @@ def run_loop(
     device: torch.device,
     rng: np.random.Generator,
     checkpoint: Path | None,
+    resumed: Mapping[str, Any] | None,
     key: str,
     progress: Progress,
 ) -> LoopResult:
     """Train towers, judge them after each pass, and return the best.
 
     rows: modality -> float32 [n, dim], the training part. checkpoint: a file that the state is kept in after
-    each pass; where it is there already, the training goes on from it. key: what the training is of; a
-    checkpoint with another is refused. Needs a seeded torch.
-    Raises: TrainingDataError for a checkpoint of another training, or one that cannot be read.
+    each pass. resumed: what `read_checkpoint` gave, to go on from; None to begin. key: what the training is
+    of, kept with the state. Needs a seeded torch.
     """
     optimiser_config = config.optimiser
     module = nn.ModuleDict(dict(towers)).to(device)
@@ -84,7 +84,8 @@ def run_loop(
     )
     device_rows = {modality: torch.from_numpy(own).to(device) for modality, own in rows.items()}
     state = _State(module, averaged, optimiser, schedule, learned, rng, key=key)
-    state.load(checkpoint)
+    if resumed is not None:
+        state.resume(resumed)
     mixed = optimiser_config.mixed_precision and device.type == "cuda"
 
     for epoch in range(state.epoch + 1, optimiser_config.epochs + 1):
@@ -122,6 +123,25 @@ def run_loop(
     return LoopResult(maps=state.best_maps(towers), score=state.best_score, epoch_count=state.epoch)
 
 
+def read_checkpoint(checkpoint: Path, *, key: str) -> Mapping[str, Any] | None:
+    """Return the state of a training that was interrupted, to go on from; None where there is none yet.
+
+    key: what the training is of. Raises: TrainingDataError for a checkpoint of another training, one that
+    cannot be read, or one in a folder that there is not.
+    """
+    if not checkpoint.parent.is_dir():
+        raise TrainingDataError(f"checkpoint {checkpoint}: there is no folder {checkpoint.parent}")
+    if not checkpoint.exists():
+        return None
+    try:
+        content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except Exception as error:  # what torch raises for a damaged file is not one type
+        raise TrainingDataError(f"checkpoint {checkpoint} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("key") != key:
+        raise TrainingDataError(f"checkpoint {checkpoint} is of another training: delete it or name another")
+    return content
+
+
 class _State:
     """All that a training needs to go on, and the towers of the best pass."""
 
@@ -150,7 +170,7 @@ class _State:
     def note(self, epoch: int, score: float, judged: nn.Module) -> None:
         """Take notice of a pass, and keep its towers where they are the best."""
         self.epoch = epoch
-        if score > self.best_score or not self._best:
+        if score > self.best_score or not self._best or np.isnan(score):  # where nothing judges, the last
             self.best_score, self.best_epoch = score, epoch
             self._best = {name: own.detach().clone() for name, own in judged.state_dict().items()}
             self._best_learned = [own.detach().clone() for own in self._learned]
@@ -179,18 +199,8 @@ class _State:
         torch.save(content, unfinished)
         unfinished.replace(checkpoint)
 
-    def load(self, checkpoint: Path | None) -> None:
-        """Go on from the checkpoint, where there is one. Raises: TrainingDataError."""
-        if checkpoint is None or not checkpoint.exists():
-            return
-        try:
-            content = torch.load(checkpoint, weights_only=True)
-        except Exception as error:  # what torch raises for a damaged file is not one type
-            raise TrainingDataError(f"checkpoint {checkpoint} cannot be read: {error}") from error
-        if not isinstance(content, dict) or content.get("key") != self._key:
-            raise TrainingDataError(
-                f"checkpoint {checkpoint} is of another training: delete it or name another"
-            )
+    def resume(self, content: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint held."""
         for name, part in self._parts.items():
             part.load_state_dict(content[name])
         self._take(content["learned"])
@@ -198,7 +208,7 @@ class _State:
         torch.set_rng_state(content["torch_rng"])
         self._rng.bit_generator.state = json.loads(content["numpy_rng"])
         self.epoch, self.best_epoch, self.best_score = content["progress"]
-        logger.info("going on after pass %d of %s", self.epoch, checkpoint)
+        logger.info("going on after pass %d", self.epoch)
 
     def _take(self, learned: Sequence[Tensor]) -> None:
         with torch.no_grad():

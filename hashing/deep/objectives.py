@@ -50,10 +50,11 @@ class Batches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """Rows of two modalities that go together. rows: int64 [m, 2], of their training parts. weights: float32
-    [m], of each in the mean."""
+    """Rows of two modalities that go together. rows: int64 [m, 2], of their training parts. items: int64 [m],
+    matches of one are no negatives of each other. weights: float32 [m], of each in the mean."""
 
     rows: NDArray[np.int64]
+    items: NDArray[np.int64]
     weights: NDArray[np.float32]
 
 
@@ -111,7 +112,7 @@ class PairObjective:
         similar = pairs[pairs[:, 2] == 1]
         group = connected_components(similar[:, 0], similar[:, 1], row_count=row_count)
         if weights.closure:
-            pairs = np.concatenate([pairs, _closure(similar, group, rng=rng)])
+            pairs = np.concatenate([pairs, _closure(pairs, group, rng=rng)])
         self._pairs = pairs
         self._group = group
         self._modality = modality
@@ -131,12 +132,13 @@ class PairObjective:
     def begin_pass(self, rng: np.random.Generator, values: Mapping[str, NDArray[np.float32]] | None) -> None:
         self._order = np.array_split(rng.permutation(len(self._pairs)), self.step_count)
         if self.mines and values is not None:
-            own = values[self._modality]
+            own = values[self._modality][: self._group.size]  # without partners rebuilt for other rows
             pool = np.sort(rng.permutation(own.shape[0])[:MINING_POOL_LIMIT])
-            mined = hard_negatives(
-                own, group=self._group, count=self._weights.mined_negatives, pool_rows=pool
-            )
-            self._negatives = torch.from_numpy(mined).to(self._device)
+            room = pool.size - int(np.bincount(self._group[pool]).max())
+            count = min(self._weights.mined_negatives, room)
+            if count > 0:
+                mined = hard_negatives(own, group=self._group, count=count, pool_rows=pool)
+                self._negatives = torch.from_numpy(mined).to(self._device)
 
     def loss(self, coder: Coder, step: int) -> Tensor:
         pairs = torch.from_numpy(self._pairs[self._order[step % self.step_count]]).to(self._device)  # [b, 3]
@@ -183,7 +185,7 @@ class PairObjective:
         assert self._negatives is not None
         negatives = self._negatives[rows]  # [b, count]
         _, codes = coder(self._modality, negatives.reshape(-1))
-        return codes.reshape(*negatives.shape, -1)
+        return codes.reshape(*negatives.shape, codes.shape[1])
 
 
 class LabelObjective:
@@ -341,9 +343,11 @@ class MatchObjective:
             chosen = self._order[modalities][step % self.step_count]
             rows = torch.from_numpy(matches.rows[chosen]).to(self._device)  # [b, 2]
             share = torch.from_numpy(matches.weights[chosen]).to(self._device)  # [b]
+            items = torch.from_numpy(matches.items[chosen]).to(self._device)  # [b]
+            same = items[:, None] == items[None, :]
             sides = [coder(modality, rows[:, side]) for side, modality in enumerate(modalities)]
-            for near, other in ((0, 1), (1, 0)):
-                parts.append(self._one_way(sides, rows, modalities, near=near, other=other, share=share))
+            for near in (0, 1):
+                parts.append(self._one_way(sides, rows, modalities, near=near, share=share, same=same))
         return torch.stack(parts).mean()
 
     def _one_way(
@@ -353,18 +357,15 @@ class MatchObjective:
         modalities: tuple[str, str],
         *,
         near: int,
-        other: int,
         share: Tensor,
+        same: Tensor,
     ) -> Tensor:
-        """The losses of queries of one side against codes of the other."""
+        """The losses of queries of one side against codes of the other. same: bool [b, b], of one item."""
+        other = 1 - near
         queries, keys = sides[near][0], sides[other][1]
         loss = queries.new_zeros(())
         if self._weights.info_nce:
             info_nce = losses.nested(losses.info_nce, self._prefixes)
-            # Rows of an item stand in several matches: none is a negative of the same row or item.
-            same = (rows[:, near, None] == rows[None, :, near]) | (
-                rows[:, other, None] == rows[None, :, other]
-            )
             loss = loss + self._weights.info_nce * info_nce(
                 queries, keys, temperature=self._weights.temperature, excluded=same, weights=share
             )
@@ -415,9 +416,11 @@ def _unit_lsh(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _closure(
-    similar: NDArray[np.int64], group: NDArray[np.int64], *, rng: np.random.Generator
+    pairs: NDArray[np.int64], group: NDArray[np.int64], *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return pairs [q, 3] of rows that a chain of similar pairs links and no pair does; up to as many."""
+    """Return pairs [q, 3] of rows that a chain of similar pairs links and no pair of either kind does; up to
+    as many as there are similar ones."""
+    similar_count = int(np.count_nonzero(pairs[:, 2]))
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     made = []
@@ -428,10 +431,10 @@ def _closure(
     if not made:
         return np.empty((0, 3), dtype=np.int64)
     linked = np.concatenate(made)
-    known = {tuple(sorted(pair)) for pair in similar[:, :2].tolist()}
+    known = {tuple(sorted(pair)) for pair in pairs[:, :2].tolist()}
     fresh = np.array([tuple(sorted(pair)) not in known for pair in linked.tolist()])
     linked = linked[fresh]
-    linked = linked[np.sort(rng.permutation(len(linked))[: len(similar)])]
+    linked = linked[np.sort(rng.permutation(len(linked))[:similar_count])]
     return np.column_stack([linked, np.ones(len(linked), dtype=np.int64)])
 
 

@@ -42,7 +42,12 @@ class LinearTower(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Map float [n, dim] to h, float [n, code_bits]."""
-        values: Tensor = self.norm(self.before_norm(embeddings))
+        values = self.before_norm(embeddings)
+        if self.training and values.shape[0] < 2:  # no batch to take statistics of: those so far
+            norm = self.norm
+            values = functional.batch_norm(values, norm.running_mean, norm.running_var, eps=norm.eps)
+        else:
+            values = self.norm(values)
         if self.threshold is not None:
             values = self.threshold(values, embeddings)
         return values

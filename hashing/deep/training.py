@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hashing.class_codes import ClassCodes, Labels, target_bits
 from hashing.config import EncoderConfig
 from hashing.deep.config import TowerConfig, TrainingConfig
-from hashing.deep.loop import run_loop
+from hashing.deep.loop import read_checkpoint, run_loop
 from hashing.deep.objectives import (
     Batches,
     LabelObjective,
@@ -34,6 +34,7 @@ from hashing.deep.validation import Validation
 from hashing.deep.views import fold_scales, view_scales
 from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows
+from hashing.errors import ConfigError
 from hashing.inference import Encoder
 from hashing.projection import FIT_ROWS_LIMIT, fit_itq
 from hashing.radius import RadiusTable, bit_counts, calibrate_radii
@@ -80,7 +81,8 @@ def train(
     epoch_count (passes made), pair_count and validation_pair_count, and what `Validation` measures; what was
     held out chooses the pass, so that those are a little too high.
 
-    Raises, before time is spent: as `split_set`; TrainingDataError for a checkpoint that does not fit.
+    Raises, before time is spent: as `split_set`; TrainingDataError for a checkpoint that does not fit;
+    ConfigError for a device that torch does not have here.
     """
     report = progress if progress is not None else _silent
     rng = np.random.default_rng(config.seed)
@@ -88,7 +90,9 @@ def train(
     _warn(training_set, config=config)
     main = training_set.main
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
+    key = _key(training_set, config)
+    resumed = None if checkpoint is None else read_checkpoint(checkpoint, key=key)
     validation = Validation(training_set, split, config=config, rng=rng)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -114,7 +118,8 @@ def train(
             device=place,
             rng=rng,
             checkpoint=checkpoint,
-            key=_key(training_set, config),
+            resumed=resumed,
+            key=key,
             progress=report,
         )
     maps = _folded(result.maps, main, scales)
@@ -147,6 +152,18 @@ def train(
         class_codes=class_codes,
         progress=report,
     )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, tried; without one the GPU where there is one. Raises: ConfigError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError("device", name, "one that torch has here") from error
+    return device
 
 
 def _folded(
@@ -212,6 +229,11 @@ def _objectives(
         objectives.append(LabelObjective(vectors, centres=centres, weights=weights.labels, batches=batches))
     if weights.of_matches:
         matches, rows = _matches(training_set, split, rows, config=config, rng=rng)
+        # Rebuilt rows follow those of the training part, and have no labels.
+        vectors = {
+            modality: np.pad(own, ((0, rows[modality].shape[0] - own.shape[0]), (0, 0)))
+            for modality, own in vectors.items()
+        }
         objectives.append(
             MatchObjective(matches, label_vectors=vectors, weights=weights.matches, batches=batches)
         )
@@ -263,17 +285,19 @@ def _matches(
     for first, second in combinations(training_set.embeddings, 2):
         if not weights.info_nce:
             own = _label_partners(training_set, split, first, second, rng=rng)
-            found[first, second] = Matches(own, np.ones(len(own), dtype=np.float32))
+            found[first, second] = Matches(own, np.arange(len(own)), np.ones(len(own), dtype=np.float32))
             continue
         items = [training_set.items[modality][split.training[modality]] for modality in (first, second)]
         own = matched_rows(*items)
+        own_items = items[0][own[:, 0]]
         shares = np.ones(len(own), dtype=np.float32)
         if weights.reconstruct:
             rebuilt = [_rebuild(grown, rows, (first, second), own, near=near) for near in (0, 1)]
             own = np.concatenate([own, *rebuilt])
+            own_items = np.concatenate([own_items, *(items[near][rebuilt[near][:, near]] for near in (0, 1))])
             rest = np.full(len(own) - shares.size, weights.reconstruct, dtype=np.float32)
             shares = np.concatenate([shares, rest])
-        found[first, second] = Matches(own, shares)
+        found[first, second] = Matches(own, own_items.astype(np.int64), shares)
     return found, grown
 
 
@@ -301,6 +325,8 @@ def _rebuild(
     """Append to `grown` rebuilt partners for one modality's rows in no match; returns the new matches."""
     modality, other = modalities[near], modalities[1 - near]
     alone = np.setdiff1d(np.arange(rows[modality].shape[0]), matches[:, near])
+    if not len(matches):  # nothing to rebuild from
+        alone = alone[:0]
     added = np.empty((alone.size, 2), dtype=np.int64)
     added[:, near] = alone
     added[:, 1 - near] = grown[other].shape[0] + np.arange(alone.size)
@@ -395,7 +421,7 @@ def _warn(training_set: TrainingSet, *, config: TrainingConfig) -> None:
 
 def _key(training_set: TrainingSet, config: TrainingConfig) -> str:
     """A digest of what a training is of: the configuration, and the rows by their shapes and a sample."""
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(repr((config, training_set.view_dims)).encode())
     for modality, embeddings in training_set.embeddings.items():
         digest.update(f"{modality}{embeddings.shape}".encode())
         step = max(1, embeddings.shape[0] // 1000)

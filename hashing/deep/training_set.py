@@ -57,8 +57,9 @@ def split_set(training_set: TrainingSet, *, config: TrainingConfig, rng: np.rand
     """Check that the set has what the losses read, and hold a part out, before any time is spent.
 
     Held out are `validation_share` of the pairs, by whole components, with their rows; of the main modality's
-    rows in no pair the same share, HELD_OUT_LEAST_ROWS at least and HELD_OUT_ROWS_LIMIT at most; of another
-    modality every row whose item is held out with them, and the same share of rows without item there.
+    rows in no pair the same share, HELD_OUT_LEAST_ROWS at least and HELD_OUT_ROWS_LIMIT at most, by whole
+    items where rows have them; of another modality every row whose item is held out with them, and the same
+    share of rows without item there.
 
     Raises: ConfigError for a loss whose input is missing; EmbeddingsError; TrainingDataError.
     """
@@ -67,13 +68,15 @@ def split_set(training_set: TrainingSet, *, config: TrainingConfig, rng: np.rand
     row_count = training_set.embeddings[main].shape[0]
     pairs = None
     free = np.arange(row_count)
+    items = training_set.items.get(main, free)
     held = np.zeros(row_count, dtype=np.bool_)
     if training_set.pairs is not None:
         checked = check_pairs(training_set.pairs, row_count=row_count)
         pairs = split_pairs(checked, row_count=row_count, validation_share=config.validation_share, rng=rng)
         held[np.unique(pairs.validation[:, :2])] = True
         free = np.setdiff1d(free, np.unique(checked[:, :2]))
-    held[_drawn(free, share=config.validation_share, rng=rng)] = True
+    drawn = _drawn(np.unique(items[free]), share=config.validation_share, rng=rng)
+    held[free[np.isin(items[free], drawn)]] = True
     held_out = {main: np.flatnonzero(held)}
     for modality, embeddings in training_set.embeddings.items():
         if modality != main:
@@ -84,6 +87,10 @@ def split_set(training_set: TrainingSet, *, config: TrainingConfig, rng: np.rand
         modality: np.setdiff1d(np.arange(embeddings.shape[0]), held_out[modality])
         for modality, embeddings in training_set.embeddings.items()
     }
+    for modality, own in training.items():
+        if own.size < 2:
+            count = own.size + held_out[modality].size
+            raise TrainingDataError(f"{modality}: {count} rows are too few to learn from and judge by")
     return Split(training=training, held_out=held_out, pairs=pairs)
 
 
@@ -111,10 +118,17 @@ def _check(training_set: TrainingSet, *, config: TrainingConfig) -> None:
         ("losses.labels", losses.of_labels, bool(training_set.labels)),
         ("losses.matches", losses.of_matches, several),
         ("losses.matches.info_nce", losses.matches.info_nce > 0, several and bool(training_set.items)),
-        ("losses.matches.likelihood", losses.matches.likelihood > 0, several and bool(training_set.labels)),
+        (
+            "losses.matches.likelihood",
+            losses.matches.likelihood > 0,
+            several and set(training_set.labels) >= set(training_set.embeddings),
+        ),
     ):
         if wanted and not there:
             raise ConfigError(name, "a weight above 0", "0, as what it learns from is not given")
+    for modality in (*training_set.labels, *training_set.items):
+        if modality not in training_set.embeddings:
+            raise TrainingDataError(f"labels or items of {modality!r}, of which there are no rows")
     for modality, embeddings in training_set.embeddings.items():
         try:
             check_training_rows(embeddings)
@@ -174,8 +188,9 @@ def _held_out_with(
 
 
 def _drawn(
-    rows: NDArray[np.int64], *, share: float, rng: np.random.Generator, least: int = HELD_OUT_LEAST_ROWS
+    rows: NDArray[np.integer], *, share: float, rng: np.random.Generator, least: int = HELD_OUT_LEAST_ROWS
 ) -> NDArray[np.int64]:
-    """Draw `share` of the rows, at least `least` where that leaves as many, at most HELD_OUT_ROWS_LIMIT."""
+    """Draw `share` of the rows or items, at least `least` where that leaves as many, at most
+    HELD_OUT_ROWS_LIMIT."""
     count = min(max(int(share * rows.size), min(least, rows.size // 2)), HELD_OUT_ROWS_LIMIT)
     return np.sort(rng.choice(rows, size=count, replace=False)).astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -68,12 +68,13 @@ class Validation:
         self._scores = scores
 
     def score(self, maps: Mapping[str, InstanceMap]) -> float:
-        """The mean of what is judged; higher is better."""
-        return float(np.nanmean([check(maps)[0] for check in self._checks]))
+        """The mean of what is judged; higher is better, NaN where no held-out row judges anything."""
+        return _mean_of_known([check(maps)[0] for check in self._checks])
 
     def figures(self, maps: Mapping[str, InstanceMap]) -> Figures:
         """All that was measured, by name."""
-        return {name: value for check in self._checks for name, value in check(maps)[1].items()}
+        found = (figure for check in self._checks for figure in check(maps)[1].items())
+        return {name: value for name, value in found if not np.isnan(value)}
 
     def _embeddings(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return as_rows(self._set.embeddings[modality][rows])
@@ -99,7 +100,7 @@ class Validation:
 
     def _judge_labels(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
         found = {modality: self._map_of(maps, modality, modality) for modality in self._set.labels}
-        return float(np.nanmean(list(found.values()))), {
+        return _mean_of_known(list(found.values())), {
             f"validation_map_{modality}": value for modality, value in found.items()
         }
 
@@ -108,7 +109,7 @@ class Validation:
             f"validation_map_{first}_to_{second}": self._map_of(maps, first, second)
             for first, second in permutations(self._set.labels, 2)
         }
-        return float(np.nanmean(list(found.values()))), found
+        return _mean_of_known(list(found.values())), found
 
     def _map_of(self, maps: Mapping[str, InstanceMap], first: str, second: str) -> float:
         queries, rows = self._rows[first]["queries"], self._rows[second]["rows"]
@@ -139,7 +140,7 @@ class Validation:
                 values = maps[first].project(self._embeddings(first, queries))
                 codes = _signs(maps[second].project(self._embeddings(second, rows)))
                 figures[f"validation_recall_{first}_to_{second}"] = _match_recall(values, codes, matches)
-        return float(np.mean(list(figures.values()))) if figures else float("nan"), figures
+        return _mean_of_known(list(figures.values())), figures
 
 
 def _match_recall(
@@ -168,6 +169,12 @@ def pair_logits(
     code_logits = scorer.code_logits(queries > 0, stored > 0, count=count)
     # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
     return np.round(logits, 6), np.round(code_logits, 6)
+
+
+def _mean_of_known(values: Sequence[float]) -> float:
+    """The mean of the values that are no NaN; NaN where all are."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _some(rows: NDArray[np.int64], limit: int, *, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ SIMILARITY = torch.from_numpy(np.random.default_rng(5).uniform(size=(ROWS, OTHER
 MASK = torch.from_numpy(np.random.default_rng(6).uniform(size=(ROWS, OTHERS)) < 0.6)
 EXCLUDED = torch.from_numpy(np.random.default_rng(7).uniform(size=(ROWS, ROWS)) < 0.3)
 TEACHER = _draw(ROWS, seed=8)
+SHARES = torch.tensor([1.0, 0.3, 0.3, 1.0, 0.0], dtype=torch.float64)
 CENTRES = torch.sign(_draw(ROWS, BITS, seed=9))
 
 
@@ -62,13 +63,15 @@ def _central_similarity(values, centres) -> float:
     return _mean(terms)
 
 
-def _info_nce(queries, keys, negatives=None, *, temperature, excluded=None) -> float:
+def _info_nce(queries, keys, negatives=None, *, temperature, excluded=None, weights=None) -> float:
     terms = []
     for i, query in enumerate(queries):
         candidates = [key for j, key in enumerate(keys) if j == i or excluded is None or not excluded[i][j]]
         candidates += [] if negatives is None else list(negatives[i])
         total = sum(math.exp(_cosine(query, key) / temperature) for key in candidates)
         terms.append(-math.log(math.exp(_cosine(query, keys[i]) / temperature) / total))
+    if weights is not None:
+        return sum(w * term for w, term in zip(weights, terms, strict=True)) / sum(weights)
     return _mean(terms)
 
 
@@ -109,6 +112,14 @@ def _margin_mse(anchor, positive, negative, *, teacher_margin) -> float:
     )
 
 
+def _distance_preserving(queries, keys, *, targets, scale) -> float:
+    return _mean(
+        (scale * _cosine(query, key) - targets[i][j]) ** 2
+        for i, query in enumerate(queries)
+        for j, key in enumerate(keys)
+    )
+
+
 def _quantisation(values) -> float:
     return _mean((h - (1 if h > 0 else -1)) ** 2 for row in values for h in row)
 
@@ -144,6 +155,12 @@ CASES = {
     "info nce": (losses.info_nce, _info_nce, (A, B), {"temperature": 0.2}),
     "info nce, excluded": (losses.info_nce, _info_nce, (A, B), {"temperature": 0.2, "excluded": EXCLUDED}),
     "info nce, hard negatives": (losses.info_nce, _info_nce, (A, B, HARD), {"temperature": 0.2}),
+    "info nce, weighted": (
+        losses.info_nce,
+        _info_nce,
+        (A, B, HARD),
+        {"temperature": 0.2, "excluded": EXCLUDED, "weights": SHARES},
+    ),
     "pair logistic": (
         losses.pair_logistic,
         _pair_logistic,
@@ -158,6 +175,12 @@ CASES = {
         {"similarity": PAIR_SIMILARITY, "margin": 2.0},
     ),
     "margin mse": (losses.margin_mse, _margin_mse, (A, B, C), {"teacher_margin": TEACHER}),
+    "distance preserving": (
+        losses.distance_preserving,
+        _distance_preserving,
+        (A, STORED),
+        {"targets": 2 * SIMILARITY - 1, "scale": 0.7},
+    ),
     "quantisation": (losses.quantisation, _quantisation, (A,), {}),
     "bit balance": (losses.bit_balance, _bit_balance, (A,), {}),
     "decorrelation": (losses.decorrelation, _decorrelation, (A,), {}),
@@ -248,6 +271,24 @@ def test_lone_query_has_nothing_to_tell_its_key_from() -> None:
 def test_excluded_key_of_a_query_itself_is_kept() -> None:
     everything = torch.ones(ROWS, ROWS, dtype=torch.bool)
     assert losses.info_nce(A, B, excluded=everything).item() == 0
+
+
+def test_equal_weights_are_the_plain_mean() -> None:
+    weighted = losses.info_nce(A, B, weights=torch.full((ROWS,), 0.3, dtype=torch.float64))
+    assert weighted.item() == pytest.approx(losses.info_nce(A, B).item(), rel=1e-12)
+
+
+def test_query_of_weight_0_costs_nothing() -> None:
+    values = A.clone().requires_grad_()
+    losses.info_nce(values, B, weights=torch.eye(ROWS, dtype=torch.float64)[0]).backward()
+    assert values.grad[0].abs().max() > 0
+    assert values.grad[1:].abs().max() == 0
+
+
+def test_codes_that_keep_the_embeddings_cosines_cost_nothing() -> None:
+    unit = torch.nn.functional.normalize(A, dim=1)
+    loss = losses.distance_preserving(3 * A, A, targets=unit @ unit.T)
+    assert loss.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_label_similarity_is_the_cosine_of_label_vectors() -> None:
