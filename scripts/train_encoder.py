@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from hashing.config import EncoderConfig
+from hashing.crossmodal_config import CrossModalConfig
 from hashing.inference import Encoder
 from hashing.trainer import HELD_OUT_MIN_ROWS, Progress
 from scripts.arguments import (
@@ -26,6 +27,7 @@ from scripts.arguments import (
     read_config,
 )
 from service.application import clock_ms
+from service.crossmodal_learning import train_crossmodal_from_store
 from service.database import check_schema, open_engine, reading, writing
 from service.learning import train_from_store
 from service.records import CacheRecord, EncoderRecord
@@ -47,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--modality", default="text", help="default %(default)s")
     parser.add_argument(
+        "--crossmodal",
+        action="store_true",
+        help="one encoder of all modalities of the cache, from labels they share or entries of equal source",
+    )
+    parser.add_argument(
         "--iterations", type=positive_integer, default=50, help="of ITQ (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
@@ -67,6 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
             encoder = register_encoder(
                 connection, cache, trained, learning_state=None, watermark=cache.seq, now_ms=clock_ms()
             )
+    elif arguments.crossmodal:
+        encoder = train_crossmodal_from_store(
+            engine,
+            arguments.cache,
+            config=CrossModalConfig(
+                code_bits=cache.code_bits,
+                label_bits=cache.label_bits,
+                itq_iterations=arguments.iterations,
+                seed=arguments.seed,
+            ),
+            progress=progress,
+            now_ms=clock_ms(),
+        )
     else:
         encoder = train_from_store(
             engine,
