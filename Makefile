@@ -1,4 +1,5 @@
 # make demo   run the main job on real questions
+# make crossmodal   images find texts, texts find images
 # make test   lint, types, import contract, all tests
 # make protos regenerate the committed code of the protocol
 
@@ -8,10 +9,13 @@ SOURCES := pyproject.toml setup.py $(wildcard index/native/*)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test protos
+.PHONY: demo crossmodal test protos
 
 demo: $(VENV)/.demo
 	$(BIN)/nearhit demo
+
+crossmodal: $(VENV)/.demo
+	$(BIN)/nearhit demo-crossmodal
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

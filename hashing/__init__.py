@@ -3,12 +3,16 @@
 from hashing.analytic import LabelState
 from hashing.checkpoint import dump_encoder, dump_state, load_encoder, load_state
 from hashing.config import EncoderConfig
+from hashing.crossmodal import TrainedCrossModal, train_crossmodal
+from hashing.crossmodal_config import CrossModalConfig, KernelSettings
+from hashing.crossmodal_update import update_crossmodal
 from hashing.errors import (
     CheckpointError,
     ConfigError,
     DimensionError,
     EmbeddingsError,
     HashingError,
+    NoCrossPartError,
     NoLabelPartError,
     NothingToLearnError,
     StateMismatchError,
@@ -31,17 +35,21 @@ from hashing.trainer import TrainedEncoder, train_encoder
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CrossModalConfig",
     "DimensionError",
     "EmbeddingsError",
     "Encoder",
     "EncoderConfig",
     "GateReport",
     "HashingError",
+    "KernelSettings",
     "LabelState",
     "LabelledRows",
+    "NoCrossPartError",
     "NoLabelPartError",
     "NothingToLearnError",
     "StateMismatchError",
+    "TrainedCrossModal",
     "TrainedEncoder",
     "TrainingDataError",
     "UnknownLabelError",
@@ -54,6 +62,8 @@ __all__ = [
     "load_encoder",
     "load_state",
     "renew_encoder",
+    "train_crossmodal",
     "train_encoder",
+    "update_crossmodal",
     "update_labels",
 ]

@@ -156,7 +156,7 @@ class LabelState:
             lower = np.linalg.cholesky(regularised).astype(np.float64, copy=False)
         except np.linalg.LinAlgError:
             raise TrainingDataError("rows were removed that had never been added") from None
-        return _solve_cholesky(lower, self.cross).astype(np.float32)
+        return solve_cholesky(lower, self.cross).astype(np.float32)
 
     def _moved(self, embeddings: NDArray[np.floating], labels: Labels, *, direction: int) -> LabelState:
         gram = self.gram.copy()
@@ -180,7 +180,7 @@ class LabelState:
             yield chunk, np.where(bits, 1.0, -1.0)
 
 
-def _solve_cholesky(lower: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+def solve_cholesky(lower: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
     """Solve L L^T X = right for a lower triangular L [D, D], block by block; float64 [D, k].
 
     numpy has no triangular solve, and its general one costs as much again as the factorisation.

@@ -19,18 +19,21 @@ from safetensors.numpy import save as save_tensors
 from hashing.analytic import LabelHead, LabelState, RandomFeatures
 from hashing.class_codes import ClassCodes
 from hashing.config import CODE_BITS_LIMIT, WORD_BITS
+from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference
 from hashing.errors import CheckpointError
+from hashing.feature_tower import FeatureTower
 from hashing.identity import Tensors, class_metadata, content_hash, feature_tensors
 from hashing.inference import Encoder
 from hashing.projection import Projection
 from hashing.radius import GRID_COUNT, RadiusTable, bit_counts
 from hashing.tower import InstanceMap, Tower
 
-FORMAT_VERSION = 3
-"""Version 3 may hold towers; version 2, which has projections alone, is read as well."""
+FORMAT_VERSION = 4
+"""Version 4 may hold towers of random features and a cross part, version 3 towers, version 2 projections
+alone; all of them are read."""
 
-READ_VERSIONS = (2, 3)
+READ_VERSIONS = (2, 3, 4)
 TOWERS_SINCE = 3
 ENCODER_FORMAT = "nearhit-encoder"
 STATE_FORMAT = "nearhit-label-state"
@@ -67,11 +70,13 @@ def load_encoder(content: bytes) -> Encoder:
     radius_table = _radius_table(identity)
     if {projection.code_bits for projection in projections.values()} != {radius_table.code_bits}:
         raise CheckpointError("projections and radius table differ in code_bits")
+    label_head = _label_head(tensors, identity, modalities=projections)
     encoder = Encoder(
         projections=projections,
         radius_table=radius_table,
         drift_reference=_drift_reference(tensors, identity),
-        label_head=_label_head(tensors, identity, modalities=projections),
+        label_head=label_head,
+        cross_part=_cross_part(tensors, identity, modalities=projections, label_head=label_head),
         parent_id=identity.get("parent_id"),
         metrics=_field(metadata, "metrics", dict),
     )
@@ -171,7 +176,20 @@ def _document(content: bytes) -> dict[str, Any]:
 def _instance_map(tensors: Tensors, modality: str, *, with_towers: bool) -> InstanceMap:
     if with_towers and f"tower.{modality}.linear" in tensors:
         return _tower(tensors, modality)
+    if with_towers and f"feature_tower.{modality}.output" in tensors:
+        return _feature_tower(tensors, modality)
     return _projection(tensors, modality)
+
+
+def _feature_tower(tensors: Tensors, modality: str) -> FeatureTower:
+    name = f"feature_tower.{modality}"
+    features = _random_features(tensors, name)
+    output = _matrix(tensors, f"{name}.output")
+    linear = _matrix(tensors, f"{name}.linear")
+    if output.shape[0] != features.count or linear.shape[0] != features.dim:
+        raise CheckpointError(f"parts of the tower of modality {modality!r} do not fit each other")
+    offset = _tensor(tensors, f"{name}.offset", np.float32, (linear.shape[1] + output.shape[1],))
+    return FeatureTower(features=features, linear=linear, output=output, offset=offset)
 
 
 def _tower(tensors: Tensors, modality: str) -> Tower:
@@ -247,9 +265,58 @@ def _label_head(
     return LabelHead(features=features, weight=weight, class_codes=class_codes, modality=modality)
 
 
+def _cross_part(
+    tensors: Tensors,
+    identity: Mapping[str, Any],
+    *,
+    modalities: Mapping[str, InstanceMap],
+    label_head: LabelHead | None,
+) -> CrossPart | None:
+    if identity.get("cross_part") is None:
+        return None
+    part = _field(identity, "cross_part", dict)
+    function_bits = _field(part, "function_bits", int)
+    queries = {}
+    for pair in _field(part, "pairs", list):
+        source, target = pair if isinstance(pair, list) and len(pair) == 2 else ("", "")
+        tower = modalities.get(source)
+        if not isinstance(tower, FeatureTower) or tower.function_bits != function_bits:
+            raise CheckpointError(f"cross part does not fit modality {source!r}")
+        if target not in modalities:
+            raise CheckpointError(f"cross part names the unknown modality {target!r}")
+        shape = (tower.features.count, function_bits)
+        queries[source, target] = CrossQuery(
+            features=tower.features,
+            weight=_tensor(tensors, f"cross.{source}.{target}.weight", np.float32, shape),
+            mean=_tensor(tensors, f"cross.{source}.{target}.mean", np.float32, shape[1:]),
+        )
+    heads = {
+        str(modality): _cross_label_head(tensors, str(modality), modalities=modalities, label_head=label_head)
+        for modality in _field(part, "label_modalities", list)
+    }
+    if not queries:
+        raise CheckpointError("cross part is empty")
+    return CrossPart(queries=queries, label_heads=heads, function_bits=function_bits)
+
+
+def _cross_label_head(
+    tensors: Tensors, modality: str, *, modalities: Mapping[str, InstanceMap], label_head: LabelHead | None
+) -> LabelHead:
+    features = _random_features(tensors, f"cross_label.{modality}")
+    if label_head is None or modality not in modalities or modalities[modality].dim != features.dim:
+        raise CheckpointError(f"label part does not fit modality {modality!r}")
+    shape = (features.count, label_head.class_codes.label_bits)
+    weight = _tensor(tensors, f"cross_label.{modality}.weight", np.float32, shape)
+    return LabelHead(features=features, weight=weight, class_codes=label_head.class_codes, modality=modality)
+
+
 def _features(tensors: Tensors) -> RandomFeatures:
-    omega = _matrix(tensors, "features.omega")
-    return RandomFeatures(omega=omega, beta=_tensor(tensors, "features.beta", np.float32, omega.shape[1:]))
+    return _random_features(tensors, "features")
+
+
+def _random_features(tensors: Tensors, name: str) -> RandomFeatures:
+    omega = _matrix(tensors, f"{name}.omega")
+    return RandomFeatures(omega=omega, beta=_tensor(tensors, f"{name}.beta", np.float32, omega.shape[1:]))
 
 
 def _class_codes(tensors: Tensors, name: str, metadata: Mapping[str, Any]) -> ClassCodes:

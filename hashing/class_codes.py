@@ -84,6 +84,27 @@ class ClassCodes:
         return ClassCodes(labels=self.labels + unseen, bits=bits, seed=self.seed)
 
 
+def issue_orthogonal(labels: Iterable[str], *, label_bits: int, seed: int) -> ClassCodes:
+    """Issue codes that are orthogonal in every word as long as there are at most 64 labels.
+
+    `ClassCodes.issue` seeks distance and so issues complements early: of two classes with complementary codes
+    a real-valued query can only say how much more likely one is than the other. With orthogonal codes its
+    score of a code is a score of the class alone. Words are rows of a Hadamard matrix of order 64 (Sylvester
+    1867), columns permuted and signed, rows in an order of their own. Labels beyond 64, and later ones, get
+    codes as `ClassCodes.issue` gives them.
+    """
+    distinct = list(dict.fromkeys(labels))
+    first = distinct[:WORD_BITS]
+    words = []
+    for word in range(label_bits // WORD_BITS):
+        rng = np.random.default_rng((seed, word))
+        rows = rng.permutation(WORD_BITS)[: len(first)]
+        parities = np.bitwise_count(rows[:, None] & rng.permutation(WORD_BITS)) % 2  # [labels, 64]
+        words.append((parities == 1) ^ (rng.random(WORD_BITS) < 0.5))
+    codes = ClassCodes(labels=tuple(first), bits=np.concatenate(words, axis=1), seed=seed)
+    return codes.issue(distinct)
+
+
 def target_bits(class_codes: ClassCodes, labels: Labels) -> NDArray[np.bool_]:
     """Return the label code of each row, bool [n, label_bits].
 

@@ -9,6 +9,7 @@
     +-- UnknownModalityError  the encoder has no projection for the modality
     +-- UnknownLabelError     a label has no class code
     +-- NoLabelPartError      the encoder was trained without labels
+    +-- NoCrossPartError      the encoder cannot search from the one modality to the other
     +-- StateMismatchError    a label state belongs to another encoder
     +-- CheckpointError       bytes are not a checkpoint that this version can trust
 
@@ -91,6 +92,15 @@ class NoLabelPartError(HashingError):
     def __init__(self, encoder_id: str) -> None:
         super().__init__(f"encoder {encoder_id} has no label part")
         self.encoder_id = encoder_id
+
+
+class NoCrossPartError(HashingError):
+    """The encoder cannot search from the one modality to the other."""
+
+    def __init__(self, modality: str, *, target: str) -> None:
+        super().__init__(f"the encoder has learned no queries of modality {modality!r} against {target!r}")
+        self.modality = modality
+        self.target = target
 
 
 class StateMismatchError(HashingError):

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from hashing.analytic import LabelHead, RandomFeatures
 from hashing.class_codes import ClassCodes
+from hashing.cross_part import CrossPart
 from hashing.drift import DriftReference
+from hashing.feature_tower import FeatureTower
 from hashing.radius import RadiusTable
 from hashing.tower import InstanceMap, Tower
 
@@ -43,11 +45,13 @@ def canonical_json(value: object) -> bytes:
 
 
 def projection_tensors(projections: Mapping[str, InstanceMap]) -> Tensors:
-    """Return "projection.MODALITY.mean" and ".weight", or a tower's arrays as "tower.MODALITY.NAME"."""
+    """Return "projection.MODALITY.mean" and ".weight", or the arrays as "tower.MODALITY.NAME" of a tower, as
+    "feature_tower.MODALITY.NAME" of one of random features."""
     tensors: Tensors = {}
     for modality, projection in projections.items():
-        if isinstance(projection, Tower):
-            tensors |= {f"tower.{modality}.{name}": array for name, array in projection.arrays().items()}
+        if isinstance(projection, Tower | FeatureTower):
+            kind = "tower" if isinstance(projection, Tower) else "feature_tower"
+            tensors |= {f"{kind}.{modality}.{name}": array for name, array in projection.arrays().items()}
             continue
         tensors[f"projection.{modality}.mean"] = projection.mean
         tensors[f"projection.{modality}.weight"] = projection.weight
@@ -68,6 +72,20 @@ def label_tensors(label_head: LabelHead) -> Tensors:
     }
 
 
+def cross_tensors(cross_part: CrossPart) -> Tensors:
+    """Return "cross.MODALITY.MODALITY.weight" and ".mean" of each pair of modalities, and of each label head
+    "cross_label.MODALITY.omega", ".beta" and ".weight"."""
+    tensors: Tensors = {}
+    for (source, target), query in cross_part.queries.items():
+        tensors[f"cross.{source}.{target}.weight"] = query.weight
+        tensors[f"cross.{source}.{target}.mean"] = query.mean
+    for modality, head in cross_part.label_heads.items():
+        tensors[f"cross_label.{modality}.omega"] = head.features.omega
+        tensors[f"cross_label.{modality}.beta"] = head.features.beta
+        tensors[f"cross_label.{modality}.weight"] = head.weight
+    return tensors
+
+
 def class_metadata(class_codes: ClassCodes) -> dict[str, object]:
     """Return what the class bits alone do not say."""
     return {"labels": list(class_codes.labels), "seed": class_codes.seed}
@@ -79,12 +97,13 @@ def encoder_metadata(
     drift_reference: DriftReference,
     label_head: LabelHead | None,
     parent_id: str | None,
+    cross_part: CrossPart | None = None,
 ) -> dict[str, object]:
     """Return the metadata that makes an encoder the one it is: metrics and times are no part of it."""
     label_part: dict[str, object] | None = None
     if label_head is not None:
         label_part = {**class_metadata(label_head.class_codes), "modality": label_head.modality}
-    return {
+    metadata: dict[str, object] = {
         "parent_id": parent_id,
         "code_bits": radius_table.code_bits,
         "radii": {str(count): list(column) for count, column in radius_table.columns.items()},
@@ -95,3 +114,10 @@ def encoder_metadata(
         },
         "label_part": label_part,
     }
+    if cross_part is not None:  # named only where there is one: encoders without it keep their ids
+        metadata["cross_part"] = {
+            "pairs": [list(pair) for pair in cross_part.queries],
+            "label_modalities": list(cross_part.label_heads),
+            "function_bits": cross_part.function_bits,
+        }
+    return metadata

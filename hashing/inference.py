@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from hashing.analytic import LabelHead
 from hashing.class_codes import Labels, target_bits
+from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference, drift_score
 from hashing.embeddings import as_rows
-from hashing.errors import NoLabelPartError, UnknownModalityError
+from hashing.errors import NoCrossPartError, NoLabelPartError, UnknownModalityError
 from hashing.identity import (
     Tensors,
     content_hash,
+    cross_tensors,
     encoder_metadata,
     label_tensors,
     projection_tensors,
@@ -31,6 +33,7 @@ class Encoder:
 
     projections: modality -> instance projection or tower, all of one code_bits. radius_table,
     drift_reference: measured on the first modality. label_head: None when trained without labels.
+    cross_part: what searches from one modality to another; None where there is none.
     parent_id: the encoder that this one was updated from. metrics: figures of its training, no part of its
     identity.
 
@@ -42,6 +45,7 @@ class Encoder:
     radius_table: RadiusTable
     drift_reference: DriftReference
     label_head: LabelHead | None = None
+    cross_part: CrossPart | None = None
     parent_id: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     encoder_id: str = field(init=False)
@@ -91,14 +95,73 @@ class Encoder:
         """Map float [n, dim] to instance codes, bool [n, code_bits]. Raises: as `instance_values`."""
         return self.instance_values(embeddings, modality=modality) > 0
 
-    def label_values(self, embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Map float [n, dim] of the label part's modality to class queries, float32 [n, label_bits].
+    @property
+    def label_modalities(self) -> tuple[str, ...]:
+        """The modalities whose embeddings make class queries; () without a label part."""
+        if self.label_head is None:
+            return ()
+        others = () if self.cross_part is None else tuple(self.cross_part.label_heads)
+        return (self.label_head.modality, *others)
 
-        Score a stored label code by its inner product, in -1/+1, with the query.
-        Raises: NoLabelPartError; EmbeddingsError; DimensionError.
+    def label_values(
+        self, embeddings: NDArray[np.floating], *, modality: str | None = None
+    ) -> NDArray[np.float32]:
+        """Map float [n, dim] of `modality`, by default the label part's, to class queries.
+
+        Score a stored label code, of a row of whichever modality, by its inner product, in -1/+1, with the
+        query. Returns float32 [n, label_bits].
+        Raises: NoLabelPartError; UnknownModalityError; EmbeddingsError; DimensionError.
         """
         head = self._label_head()
+        if modality is not None and modality != head.modality:
+            others = {} if self.cross_part is None else self.cross_part.label_heads
+            if modality not in others:
+                raise UnknownModalityError(modality, known=self.label_modalities)
+            head = others[modality]
         return head.values(as_rows(embeddings, dim=head.features.dim))
+
+    def can_cross(self, modality: str, *, target: str) -> bool:
+        """Tell whether queries of `modality` can search the codes of `target`.
+
+        Towers trained together have all bits in common; other maps need a cross part.
+        """
+        if self.cross_part is not None:
+            return (modality, target) in self.cross_part.queries
+        return modality in self.projections and target in self.projections
+
+    def cross_values(
+        self, embeddings: NDArray[np.floating], *, modality: str, target: str
+    ) -> NDArray[np.float32]:
+        """Map float [n, dim] of one modality to queries against the instance codes of another.
+
+        Score a code by its inner product, in -1/+1, with the query, which is 0 for bits that modalities do
+        not have in common. Returns float32 [n, code_bits].
+        Raises: NoCrossPartError; EmbeddingsError; DimensionError.
+        """
+        query = self._cross_query(modality, target)
+        if query is None:
+            return self.instance_values(embeddings, modality=modality)
+        return self._widened(query.values(as_rows(embeddings, dim=query.features.dim)))
+
+    def cross_bits(
+        self, embeddings: NDArray[np.floating], *, modality: str, target: str
+    ) -> NDArray[np.bool_]:
+        """Map float [n, dim] of one modality to binary queries against another, bool [n, code_bits].
+
+        Only the bits of `cross_mask` mean anything; the others are 0. Raises: as `cross_values`.
+        """
+        query = self._cross_query(modality, target)
+        if query is None:
+            return self.instance_bits(embeddings, modality=modality)
+        return self._widened(query.values(as_rows(embeddings, dim=query.features.dim)) - query.mean) > 0
+
+    @property
+    def cross_mask(self) -> NDArray[np.bool_]:
+        """Which bits of an instance code modalities have in common, bool [code_bits]."""
+        mask = np.ones(self.code_bits, dtype=np.bool_)
+        if self.cross_part is not None:
+            mask[: self.code_bits - self.cross_part.function_bits] = False
+        return mask
 
     def class_bits(self, labels: Labels) -> NDArray[np.bool_]:
         """Return the label codes of rows with these labels, bool [n, label_bits].
@@ -126,7 +189,8 @@ class Encoder:
         """Return every array of the encoder by name."""
         label_part = {} if self.label_head is None else label_tensors(self.label_head)
         drift = {"drift.mean": self.drift_reference.mean}
-        return {**projection_tensors(self.projections), **drift, **label_part}
+        cross_part = {} if self.cross_part is None else cross_tensors(self.cross_part)
+        return {**projection_tensors(self.projections), **drift, **label_part, **cross_part}
 
     def identity_metadata(self) -> dict[str, object]:
         """Return what `encoder_id` covers besides the tensors."""
@@ -135,7 +199,20 @@ class Encoder:
             drift_reference=self.drift_reference,
             label_head=self.label_head,
             parent_id=self.parent_id,
+            cross_part=self.cross_part,
         )
+
+    def _cross_query(self, modality: str, target: str) -> CrossQuery | None:
+        """Return the map of the query; None where its instance values are the query."""
+        if not self.can_cross(modality, target=target):
+            raise NoCrossPartError(modality, target=target)
+        return None if self.cross_part is None else self.cross_part.queries[modality, target]
+
+    def _widened(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Set values of the function bits, float32 [n, function_bits], in their places of the code."""
+        wide = np.zeros((values.shape[0], self.code_bits), dtype=np.float32)
+        wide[:, self.code_bits - values.shape[1] :] = values
+        return wide
 
     def _label_head(self) -> LabelHead:
         if self.label_head is None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing.embeddings import CHUNK_ROWS
+from hashing.feature_tower import FeatureTower
 from hashing.projection import Projection
 
 GELU_SCALE = math.sqrt(2 / math.pi)
@@ -85,7 +86,7 @@ class Tower:
         return values
 
 
-InstanceMap = Projection | Tower
+InstanceMap = Projection | Tower | FeatureTower
 """What maps the embeddings of a modality to the values of its instance code."""
 
 

@@ -62,6 +62,19 @@ class SearchRequest:
     path: SearchPath | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ValueQuery:
+    """A real-valued query against the instance codes of one encoder.
+
+    values: float32 [code_bits], finite, not all 0. code: uint64 [words], its binary form. mask: uint64
+    [words], the bits that count; values are 0 elsewhere.
+    """
+
+    values: NDArray[np.float32]
+    code: NDArray[np.uint64]
+    mask: NDArray[np.uint64]
+
+
 class Match(NamedTuple):
     """One live row. `hamming_distance` in bits, None where the query has no code of the row's encoder."""
 

@@ -13,7 +13,7 @@ from index.hamming import hamming_distances, nearest_by_score
 from index.kernels import BLOCK_ROWS, PREFIX_BITS, cosine_distances
 from index.lists import InvertedLists, ListChoice
 from index.planner import SearchPath, graph_falls_short, pass_rate, scan_proves_miss
-from index.requests import SearchRequest
+from index.requests import SearchRequest, ValueQuery
 from index.rows import SegmentView
 from index.search_table import RankedRow
 from index.segment import Segment
@@ -196,6 +196,41 @@ def search_label_codes(
         segment=segment,
         path=SearchPath.SCAN,
         rows=list(zip(distances.tolist(), ids.tolist(), repeat(None), offsets.tolist(), strict=False)),
+        examined_count=int(np.count_nonzero(live)),
+        proves_miss=True,
+    )
+
+
+def search_instance_codes(
+    segment: Segment,
+    view: SegmentView,
+    query: ValueQuery,
+    *,
+    k: int,
+    now_ms: int,
+    scope: int | None,
+    allowed_ids: NDArray[np.int64] | None,
+) -> Candidates:
+    """Rank the live rows by 1 - cosine of query values and the bits of the code that count, in [0, 2].
+
+    The Hamming distances are of those bits too. Equal distances are ranked by entry id.
+    """
+    assert view.codes is not None  # the caller's rule: a query is of an encoder
+    live = _is_live(view.expire_times, view.scopes, now_ms=now_ms, scope=scope)
+    if allowed_ids is not None:
+        live &= _mask(_allowed_offsets(segment, view, allowed_ids), view.row_count)
+    offsets, scores = nearest_by_score(view.codes, query.values, count=k, live=live, ties=view.entry_ids)
+    counted = int(np.bitwise_count(query.mask).sum())
+    scale = np.float32(np.linalg.norm(query.values.astype(np.float64)) * np.sqrt(counted))
+    distances = np.clip(np.float32(1) - scores / scale, 0, 2).astype(np.float32)
+    order = np.lexsort((view.entry_ids[offsets], distances))  # different scores may be one distance
+    offsets, distances = offsets[order], distances[order]
+    bits = np.bitwise_count((view.codes[offsets] ^ query.code) & query.mask).sum(axis=1)
+    ids = view.entry_ids[offsets].tolist()
+    return Candidates(
+        segment=segment,
+        path=SearchPath.SCAN,
+        rows=list(zip(distances.tolist(), ids, bits.tolist(), offsets.tolist(), strict=True)),
         examined_count=int(np.count_nonzero(live)),
         proves_miss=True,
     )

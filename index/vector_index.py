@@ -15,12 +15,18 @@ from index.facts import IndexFacts, partition_facts
 from index.growing_segment import GrowingSegment
 from index.kernels import FLOAT32, UINT64
 from index.merge import any_within, merge_candidates
-from index.requests import Changes, Match, Partition, SearchRequest, SearchResult
+from index.requests import Changes, Match, Partition, SearchRequest, SearchResult, ValueQuery
 from index.rows import TOMBSTONE, Rows, SegmentKey, SegmentView
 from index.sealed_segment import SealedSegment
 from index.search_plan import Viewed, filters_of, plan_search, shared_searches
 from index.segment import Fingerprint, Segment
-from index.segment_search import Candidates, search_exact, search_label_codes, search_segment
+from index.segment_search import (
+    Candidates,
+    search_exact,
+    search_instance_codes,
+    search_label_codes,
+    search_segment,
+)
 
 COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth a copy of the others
 
@@ -220,6 +226,50 @@ class VectorIndex:
             )
             for partition in dict.fromkeys(partitions)
             for segment, view in self._views(partition)
+        ]
+        return merge_candidates(
+            found, k=k, now_ms=now_ms, threshold=None, generation=self.generation, applied_seq=seq
+        )
+
+    def search_values(
+        self,
+        *,
+        partitions: Sequence[Partition],
+        queries: Mapping[str, ValueQuery],
+        k: int,
+        now_ms: int,
+        scope: int | None = None,
+        allowed_ids: NDArray[np.int64] | None = None,
+    ) -> SearchResult:
+        """Scan instance codes with a real-valued query, of another modality than the rows', say.
+
+        queries: by the encoder of the rows; rows of other encoders, or without a code, are not found. scope,
+        allowed_ids: as in SearchRequest. The `cosine_distance` of a match is 1 - <q, b> / (|q| |b|) over the
+        bits that count, b in {-1, +1}, in [0, 2]; its `hamming_distance` is of those bits. Equal distances
+        are ranked by entry id. Raises: DimensionError, ValueError.
+        """
+        seq = self._applied_seq
+        _check_range(k=k, now_ms=now_ms)
+        shape = (self.config.code_bits,)
+        for encoder_id, query in queries.items():
+            if query.values.dtype != FLOAT32 or query.values.shape != shape:
+                got = f"{query.values.dtype} {list(query.values.shape)}"
+                raise DimensionError(f"values of {encoder_id}", expected=f"float32 {list(shape)}", got=got)
+            if not np.isfinite(query.values).all() or not query.values.any():
+                raise ValueError(f"values of {encoder_id}: must be finite and not all 0")
+        found = [
+            search_instance_codes(
+                segment,
+                view,
+                across,
+                k=k,
+                now_ms=now_ms,
+                scope=scope,
+                allowed_ids=allowed_ids,
+            )
+            for partition in dict.fromkeys(partitions)
+            for segment, view in self._views(partition)
+            if (across := queries.get(segment.key.encoder_id or "")) is not None
         ]
         return merge_candidates(
             found, k=k, now_ms=now_ms, threshold=None, generation=self.generation, applied_seq=seq

@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "scripts.check_cache",
     "bench": "scripts.bench.run",
     "demo": "scripts.demo",
+    "demo-crossmodal": "scripts.demo_crossmodal",
 }
 _DESCRIPTION = """\
 nearhit: a semantic cache and vector search service on learned binary codes.
@@ -34,7 +35,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
   operate     train, build, update, worker, check   (work on the database and index files)
-  see         demo, bench
+  see         demo, demo-crossmodal, bench
 """
 
 

@@ -4,6 +4,7 @@ Examples:
   nearhit search faq "cancel a subscription" --top-k 5
   nearhit search faq --embedding question.npy --min-recall 1
   nearhit search faq --embedding question.npy --by-label --json
+  nearhit search shop --embedding photo.npy --modality image --target-modality text
 """
 
 import argparse
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the true nearest to find, 0 (default: the server's choice) to 1 (exact)",
     )
     parser.add_argument("--by-label", action="store_true", help="entries of the nearest classes")
+    parser.add_argument("--modality", default="", help="of the query; default: text")
+    parser.add_argument("--target-modality", default="", help="of the entries; default: the query's own")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             path=_PATHS[arguments.path],
             min_recall=arguments.min_recall,
             by_label=arguments.by_label,
+            modality=arguments.modality,
+            target_modality=arguments.target_modality,
             view=pb.ENTRY_VIEW_BASIC,
         )
     rows = [

@@ -17,6 +17,7 @@ import argparse
 import sys
 
 from hashing.config import EncoderConfig
+from hashing.crossmodal_config import CrossModalConfig
 from hashing.trainer import HELD_OUT_MIN_ROWS
 from scripts.arguments import (
     CommandError,
@@ -34,6 +35,7 @@ from scripts.gradient_training import (
     wants_gradient,
 )
 from service.application import clock_ms
+from service.crossmodal_learning import train_crossmodal_from_store
 from service.database import check_schema, open_engine, reading, writing
 from service.learning import keep_encoder, train_from_store
 from service.records import EncoderRecord
@@ -48,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", help="required but with --show")
     parser.add_argument("--method", choices=("itq", "rotation"), default="itq", help="default %(default)s")
     parser.add_argument("--modality", default="text", help="default %(default)s")
+    parser.add_argument(
+        "--crossmodal",
+        action="store_true",
+        help="one encoder of all modalities of the cache, from labels they share or entries of equal source",
+    )
     parser.add_argument(
         "--iterations", type=positive_integer, default=50, help="of ITQ (default %(default)s)"
     )
@@ -72,6 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
     if wants_gradient(arguments):
         trained, watermark = train_by_gradient(engine, cache, arguments, config=config, progress=progress)
         encoder = keep_encoder(engine, cache, trained, watermark=watermark, now_ms=clock_ms())
+    elif arguments.crossmodal:
+        encoder = train_crossmodal_from_store(
+            engine,
+            arguments.cache,
+            config=CrossModalConfig(
+                code_bits=cache.code_bits,
+                label_bits=cache.label_bits,
+                itq_iterations=arguments.iterations,
+                seed=arguments.seed,
+            ),
+            progress=progress,
+            now_ms=clock_ms(),
+        )
     else:
         encoder = train_from_store(
             engine,

@@ -264,6 +264,7 @@ def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
         path=_PATHS_BY_NUMBER.get(request.path),
         min_recall=request.min_recall,
         by_label=request.code_kind == search_pb.CODE_KIND_LABEL,
+        target_modality=request.target_modality,
         min_seq=request.min_seq,
         with_entries=request.view != pb.ENTRY_VIEW_UNSPECIFIED,
     )

@@ -88,7 +88,7 @@ def train_from_store(
     with reading(engine) as connection:
         record = read_cache(connection, cache)
         issued = registry.issued_class_codes(connection, record.id)
-    _check_bits(record, config)
+    check_bits(record, code_bits=config.code_bits, label_bits=config.label_bits)
     rows = read_training_rows(engine, record, modality=modality)
     known = {label for own in rows.labels for label in own}
     trained = train_encoder(
@@ -105,10 +105,10 @@ def train_from_store(
 def read_training_rows(engine: Engine, record: CacheRecord, *, modality: str) -> StoredRows:
     """Read up to MAX_TRAINING_ROWS evenly spread entries up to the record's seq, without the labels of those
     that no encoder may learn from."""
-    query = _of_modality(record, modality).where(entries.c.seq <= record.seq)
+    query = of_modality(record, modality).where(entries.c.seq <= record.seq)
     with reading(engine) as connection:
-        rows = _read_rows(connection, query, most=MAX_TRAINING_ROWS)
-    return replace(rows, labels=_without_held_out(rows))
+        rows = read_rows(connection, query, most=MAX_TRAINING_ROWS)
+    return replace(rows, labels=without_held_out(rows))
 
 
 def keep_encoder(
@@ -150,16 +150,16 @@ def run_update(
         record = read_cache(connection, cache)
         encoder, state, watermark = _read_active(connection, record)
         modality = _label_modality(encoder)
-        query = _of_modality(record, modality)
+        query = of_modality(record, modality)
         learned_to = _watermark_after(connection, query, record, watermark, most=config.max_update_rows)
         arrived = query.where(entries.c.seq > watermark, entries.c.seq <= learned_to)
-        fresh = _read_rows(connection, arrived.where(entries.c.has_labels))
-        unlabelled = _read_rows(
+        fresh = read_rows(connection, arrived.where(entries.c.has_labels))
+        unlabelled = read_rows(
             connection,
             arrived.where(entries.c.has_labels.is_(False)),
             most=config.max_gate_rows,
         )
-        old = _read_rows(
+        old = read_rows(
             connection,
             query.where(entries.c.seq <= watermark, entries.c.has_labels),
             most=config.max_gate_rows,
@@ -216,7 +216,10 @@ def run_update(
             registry.activate_encoder(
                 connection, record.id, result.encoder.encoder_id, max_live_encoders=max_live_encoders
             )
-            issued = issue_label_codes(tx, result.encoder, modality=modality)
+            issued = sum(
+                issue_label_codes(tx, result.encoder, modality=labelled)
+                for labelled in result.encoder.label_modalities
+            )
         outcome = UpdateOutcome(
             encoder_id=result.encoder.encoder_id,
             accepted=gate.accepted,
@@ -340,13 +343,14 @@ def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, 
     return encoder, state, _seen_to(connection, record.id, encoder.encoder_id)
 
 
-def _of_modality(record: CacheRecord, modality: str) -> Select[tuple[int, bytes, list[str]]]:
+def of_modality(record: CacheRecord, modality: str) -> Select[tuple[int, bytes, list[str]]]:
+    """What `read_rows` reads: all rows of one modality."""
     return select(entries.c.id, entries.c.vector, entries.c.labels).where(
         entries.c.cache_id == record.id, entries.c.modality == modality
     )
 
 
-def _read_rows(
+def read_rows(
     connection: Connection, query: Select[tuple[int, bytes, list[str]]], *, most: int | None = None
 ) -> StoredRows:
     """The rows of the query in the order of their storing; evenly spread ones where there are over `most`."""
@@ -387,7 +391,8 @@ def _is_held_out(row_id: int) -> bool:
     return int.from_bytes(digest, "little") % HELD_OUT_EVERY == 0
 
 
-def _without_held_out(rows: StoredRows) -> list[tuple[str, ...]]:
+def without_held_out(rows: StoredRows) -> list[tuple[str, ...]]:
+    """The labels of the rows, none for those that are kept from learning."""
     held_out = _held_out(rows)
     return [() if out else own for out, own in zip(held_out, rows.labels, strict=True)]
 
@@ -432,10 +437,11 @@ def _figure(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
-def _check_bits(record: CacheRecord, config: EncoderConfig) -> None:
-    if (config.code_bits, config.label_bits) != (record.code_bits, record.label_bits):
+def check_bits(record: CacheRecord, *, code_bits: int, label_bits: int) -> None:
+    """Raise PreconditionError unless an encoder of these widths fits the cache."""
+    if (code_bits, label_bits) != (record.code_bits, record.label_bits):
         raise PreconditionError(
             f"{cache_name(record.name)} has {record.code_bits} code bits and {record.label_bits} label bits, "
-            f"the encoder would have {config.code_bits} and {config.label_bits}",
+            f"the encoder would have {code_bits} and {label_bits}",
             reason="BITS_MISMATCH",
         )

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from index.codes import pack
 from index.errors import PathUnavailableError
 from index.planner import SearchPath
-from index.requests import Match, Partition, SearchRequest, SearchResult
+from index.requests import Match, Partition, SearchRequest, SearchResult, ValueQuery
 from service.database import reading
 from service.embedder import Embedder
 from service.embedding import Input, embed_inputs
-from service.errors import PreconditionError
+from service.errors import InvalidRequestError, PreconditionError
 from service.keys import scope_key
 from service.payload import unpack_payload
 from service.records import EntryRecord, Selection
@@ -26,7 +27,8 @@ from service.store import select_rows
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchQuery:
     """One search. `categories` empty: all; `scope` None: any; `with_entries`: read them from the store.
-    `min_recall`: share of the true nearest that is wanted, in [0, 1]; `by_label` takes no notice of it."""
+    `min_recall`: share of the true nearest that is wanted, in [0, 1]; `by_label` takes no notice of it.
+    `target_modality`: of the entries; empty: the query's own."""
 
     source: Input
     top_k: int = 10
@@ -36,8 +38,19 @@ class SearchQuery:
     path: SearchPath | None = None
     min_recall: float = 0.0
     by_label: bool = False
+    target_modality: str = ""
     min_seq: int = 0
     with_entries: bool = False
+
+    @property
+    def target(self) -> str:
+        """The modality of the entries."""
+        return self.target_modality or self.source.modality
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the entries are of another modality than the query."""
+        return self.target != self.source.modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +100,7 @@ class VectorSearch:
 
         Raises:
             NotFoundError, InvalidRequestError: one of them is wrong; none is answered.
-            PreconditionError: a path or label codes that the index does not have.
+            PreconditionError: a path, label codes or queries between modalities that there are not.
             StoreUnavailableError: tags or entries were asked for and the database cannot be reached.
         """
         limit = self._min_seq_wait_seconds
@@ -111,7 +124,12 @@ class VectorSearch:
 
     def _filtered(self, state: CacheState, query: SearchQuery, vector: NDArray[np.float32]) -> _Search:
         names = query.categories or tuple(state.categories)
-        partitions = tuple((state.category(name).id, query.source.modality) for name in names)
+        if query.target not in state.record.modalities:
+            raise InvalidRequestError(
+                f"the cache has no modality {query.target!r}, it has {', '.join(state.record.modalities)}",
+                reason="UNKNOWN_MODALITY",
+            )
+        partitions = tuple((state.category(name).id, query.target) for name in names)
         return _Search(query, vector, partitions, self._tagged(state, query))
 
     def _answer(self, state: CacheState, query: SearchQuery, result: SearchResult) -> SearchAnswer:
@@ -138,27 +156,66 @@ def _search_all(state: CacheState, searches: Sequence[_Search], *, now_ms: int) 
 
     Raises: PreconditionError.
     """
-    by_label = {
-        i: _search_labels(state, search, now_ms=now_ms)
+    by_code = {
+        i: (_search_labels if search.query.by_label else _search_across)(state, search, now_ms=now_ms)
         for i, search in enumerate(searches)
-        if search.query.by_label
+        if search.query.by_label or search.query.crosses
     }
-    instances = [search for search in searches if not search.query.by_label]
+    instances = [search for i, search in enumerate(searches) if i not in by_code]
     found = iter(_search_instances(state, instances, now_ms=now_ms))
-    return [by_label[i] if i in by_label else next(found) for i in range(len(searches))]
+    return [by_code[i] if i in by_code else next(found) for i in range(len(searches))]
 
 
 def _search_labels(state: CacheState, search: _Search, *, now_ms: int) -> SearchResult:
     encoder = state.encoders.active
     modality = search.query.source.modality
-    if encoder is None or encoder.label_head is None or encoder.label_head.modality != modality:
+    if encoder is None or modality not in encoder.label_modalities:
         raise PreconditionError(
             f"class retrieval needs an active encoder that has learned labels of modality {modality!r}",
             reason="NO_LABEL_CODES",
         )
     return state.index.search_labels(
         partitions=search.partitions,
-        values=encoder.label_values(search.vector[None, :])[0],
+        values=encoder.label_values(search.vector[None, :], modality=modality)[0],
+        k=search.query.top_k,
+        now_ms=now_ms,
+        scope=_scope(search.query),
+        allowed_ids=search.allowed_ids,
+    )
+
+
+def _search_across(state: CacheState, search: _Search, *, now_ms: int) -> SearchResult:
+    """Entries of another modality by their codes: vectors of two modalities have no distance.
+
+    Rows that have no code, or one of an encoder without queries from the one modality to the other, are not
+    found. Raises: PreconditionError.
+    """
+    source, target = search.query.source.modality, search.query.target
+    active = state.encoders.active
+    if active is None or not active.can_cross(source, target=target):
+        raise PreconditionError(
+            f"a query of modality {source!r} finds entries of modality {target!r} only with an active "
+            "encoder that was trained on both: nearhit train --crossmodal",
+            reason="NO_CROSS_MODAL_ENCODER",
+        )
+    if search.query.path not in (None, SearchPath.SCAN):
+        raise PreconditionError(
+            f"between modalities codes are scanned: there is no path {search.query.path.name}",
+            reason="PATH_UNAVAILABLE",
+        )
+    queries = {}
+    for encoder_id in state.index.encoder_ids(search.partitions):
+        encoder = state.encoders.query_encoder(encoder_id)
+        if encoder is None or not encoder.can_cross(source, target=target):
+            continue
+        values = encoder.cross_values(search.vector[None, :], modality=source, target=target)
+        bits = encoder.cross_bits(search.vector[None, :], modality=source, target=target)
+        queries[encoder_id] = ValueQuery(
+            values=values[0], code=pack(bits)[0], mask=pack(encoder.cross_mask[None, :])[0]
+        )
+    return state.index.search_values(
+        partitions=search.partitions,
+        queries=queries,
         k=search.query.top_k,
         now_ms=now_ms,
         scope=_scope(search.query),

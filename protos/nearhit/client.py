@@ -232,10 +232,14 @@ class Client:
         path: pb.SearchPath = pb.SEARCH_PATH_UNSPECIFIED,
         min_recall: float = 0.0,
         by_label: bool = False,
+        target_modality: str = "",
         min_seq: int = 0,
         view: pb.EntryView = pb.ENTRY_VIEW_UNSPECIFIED,
     ) -> search_pb.SearchResponse:
-        """Find the nearest entries, or with `by_label` the entries of the nearest classes."""
+        """Find the nearest entries, or with `by_label` the entries of the nearest classes.
+
+        target_modality: of the entries; empty: the query's own.
+        """
         request = search_request(
             cache,
             embedding=embedding,
@@ -249,6 +253,7 @@ class Client:
             path=path,
             min_recall=min_recall,
             by_label=by_label,
+            target_modality=target_modality,
             min_seq=min_seq,
             view=view,
         )
@@ -399,10 +404,11 @@ def search_request(
     path: pb.SearchPath = pb.SEARCH_PATH_UNSPECIFIED,
     min_recall: float = 0.0,
     by_label: bool = False,
+    target_modality: str = "",
     min_seq: int = 0,
     view: pb.EntryView = pb.ENTRY_VIEW_UNSPECIFIED,
 ) -> search_pb.SearchRequest:
-    """One search; embedding: float [dim]."""
+    """One search; embedding: float [dim]; target_modality: of the entries, empty for the query's own."""
     return search_pb.SearchRequest(
         parent=f"caches/{cache}",
         query=pb.Query(embedding=_bytes(embedding), text=text, modality=modality, embedder_id=embedder_id),
@@ -413,6 +419,7 @@ def search_request(
         path=path,
         min_recall=min_recall,
         code_kind=search_pb.CODE_KIND_LABEL if by_label else search_pb.CODE_KIND_INSTANCE,
+        target_modality=target_modality,
         min_seq=min_seq,
         view=view,
     )

@@ -7,12 +7,15 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.analytic import draw_features
+from hashing.feature_tower import FeatureTower
 from hashing.projection import Projection
 from hashing.tower import InstanceMap, Tower
 
 DIM = 384
 CODE_BITS = 256
 HIDDEN_WIDTHS = (128, 256, 384, 512)
+FEATURE_COUNTS = (512, 1024)
 WARM_UP_CALLS = 2_000
 CALLS = 20_000
 
@@ -31,6 +34,14 @@ def main() -> None:
             offset=_draw(rng, CODE_BITS),
         )
         _print(f"tower, {width} hidden units", tower, row)
+    for count in FEATURE_COUNTS:
+        feature_tower = FeatureTower(
+            features=draw_features(DIM, count=count, gamma=1.0, seed=0),
+            linear=_draw(rng, DIM, CODE_BITS // 2),
+            output=_draw(rng, count, CODE_BITS // 2),
+            offset=_draw(rng, CODE_BITS),
+        )
+        _print(f"tower of {count} random features", feature_tower, row)
 
 
 def _print(name: str, instance_map: InstanceMap, row: NDArray[np.float32]) -> None:

@@ -12,7 +12,7 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHES = ("scan", "search", "build", "start", "swap", "crash")
+BENCHES = ("scan", "search", "crossmodal", "build", "start", "swap", "crash")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -127,7 +127,7 @@ def test_format_2_is_read() -> None:
 def test_encoder_of_format_2_is_written_in_the_present_one() -> None:
     encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
     content = dump_encoder(encoder)
-    assert _document(content)["format_version"] == 3
+    assert _document(content)["format_version"] == 4
     assert load_encoder(content).encoder_id == encoder.encoder_id
 
 
@@ -137,6 +137,19 @@ def test_state_of_format_2_is_read() -> None:
     encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
     assert encoder.label_head is not None
     np.testing.assert_allclose(state.solve(), encoder.label_head.weight, atol=1e-6)
+
+
+def test_format_3_is_read() -> None:
+    encoder = load_encoder((FIXTURES / "format-3.encoder").read_bytes())
+    assert encoder.encoder_id == "719f414995da0b52c40b48159e747bec"
+    assert encoder.labels == ("a", "b", "ü") and encoder.cross_part is None
+    values = encoder.instance_values(np.eye(3, dtype=np.float32)[:1])
+    np.testing.assert_allclose(values[0, :3], [-1.3953931, -1.4551907, 3.093736], rtol=1e-5)
+
+
+def test_state_of_format_3_is_read() -> None:
+    state = load_state((FIXTURES / "format-3.state").read_bytes())
+    assert (state.row_count, state.class_codes.labels) == (6, ("a", "b", "ü"))
 
 
 def test_tower_in_a_file_of_format_2_is_refused(with_tower: Encoder) -> None:
@@ -233,13 +246,13 @@ def test_state_is_not_taken_for_an_encoder(tiny: TrainedEncoder) -> None:
 
 
 def test_unknown_format_version_is_refused(tiny: TrainedEncoder) -> None:
-    with pytest.raises(CheckpointError, match="version 4 is unknown, expected 3"):
-        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=4))
+    with pytest.raises(CheckpointError, match="version 5 is unknown, expected 4"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=5))
 
 
 def test_format_without_prefix_radii_asks_for_training(tiny: TrainedEncoder) -> None:
     with pytest.raises(
-        CheckpointError, match="version 1 has no radii for prefixes, expected 3: train the encoder"
+        CheckpointError, match="version 1 has no radii for prefixes, expected 4: train the encoder"
     ):
         load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=1))
 

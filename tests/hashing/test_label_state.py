@@ -9,7 +9,7 @@ from hashing import (
     TrainingDataError,
     UnknownLabelError,
 )
-from hashing.analytic import SOLVE_BLOCK, RandomFeatures, _solve_cholesky, draw_features
+from hashing.analytic import SOLVE_BLOCK, RandomFeatures, draw_features, solve_cholesky
 from hashing.class_codes import target_bits
 
 
@@ -49,7 +49,7 @@ def test_block_solve_equals_the_general_solve(size: int) -> None:
     root = rng.standard_normal((size, size))
     matrix = root @ root.T + size * np.eye(size)
     right = rng.standard_normal((size, 3))
-    solution = _solve_cholesky(np.linalg.cholesky(matrix), right)
+    solution = solve_cholesky(np.linalg.cholesky(matrix), right)
     np.testing.assert_allclose(solution, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-12)
 
 

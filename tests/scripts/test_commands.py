@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nearhit.client import store_request
+from nearhit.v1 import resources_pb2 as pb
+from nearhit.v1.admin_service_pb2 import CreateCacheRequest
 from numpy.typing import NDArray
 
 from scripts.__main__ import COMMANDS
@@ -247,3 +250,40 @@ def test_parquet_npz_and_npy_give_the_same_rows(
         nearhit("build", "--cache", cache, "--input", str(tmp_path / name), *extra)
         done = answer(nearhit("check", "--cache", cache, "--json"))
         assert (done["entry_count"], done["problems"]) == (120, [])
+
+
+def test_crossmodal_encoder_is_trained_and_searched_from_the_command_line(
+    nearhit: Run, answer: Answer, config_path: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    classes = np.arange(120) % 3
+    views = {
+        modality: rng.standard_normal((3, dim))[classes] + 0.3 * rng.standard_normal((120, dim))
+        for modality, dim in (("image", 12), ("text", 8))
+    }
+    nearhit("migrate")
+    with ServerProcess(config_path, address=load_config(config_path).server.address) as server:
+        client = server.client
+        modalities = [pb.Modality(modality=name, dim=rows.shape[1]) for name, rows in views.items()]
+        cache = pb.Cache(modalities=modalities, code_bits=64, label_bits=64)
+        client.call(client.admin.CreateCache, CreateCacheRequest(cache_id="shop", cache=cache))
+        client.create_category("shop", "all")
+        for modality, rows in views.items():
+            requests = [
+                store_request(
+                    "shop", "all", embedding=row, modality=modality, response=b"", labels=[f"c{number}"]
+                )
+                for row, number in zip(rows, classes, strict=True)
+            ]
+            client.batch_store("shop", requests)
+        trained = answer(nearhit("train", "--cache", "shop", "--crossmodal", "--activate", "--json"))
+        assert trained["map_image_to_text"] > 0.8 and trained["classes"] == 3
+        nearhit("build", "--cache", "shop")
+        np.save(tmp_path / "query.npy", views["image"].astype(np.float32))
+        for row in range(3):
+            done = nearhit(
+                *("search", "shop", "--address", load_config(config_path).server.address, "--json"),
+                *("--embedding", str(tmp_path / "query.npy"), "--row", str(row)),
+                *("--modality", "image", "--target-modality", "text", "--top-k", "3"),
+            )
+            assert {tuple(found["labels"]) for found in answer(done)["results"]} == {(f"c{row}",)}

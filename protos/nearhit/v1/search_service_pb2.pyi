@@ -18,7 +18,7 @@ CODE_KIND_INSTANCE: CodeKind
 CODE_KIND_LABEL: CodeKind
 
 class SearchRequest(_message.Message):
-    __slots__ = ("parent", "query", "top_k", "categories", "tags", "scope", "path", "code_kind", "min_seq", "view", "min_recall")
+    __slots__ = ("parent", "query", "top_k", "categories", "tags", "scope", "path", "code_kind", "min_seq", "view", "min_recall", "target_modality")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class SearchRequest(_message.Message):
     MIN_SEQ_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     MIN_RECALL_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODALITY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     query: _resources_pb2.Query
     top_k: int
@@ -41,7 +42,8 @@ class SearchRequest(_message.Message):
     min_seq: int
     view: _resources_pb2.EntryView
     min_recall: float
-    def __init__(self, parent: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., top_k: _Optional[int] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., scope: _Optional[str] = ..., path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., code_kind: _Optional[_Union[CodeKind, str]] = ..., min_seq: _Optional[int] = ..., view: _Optional[_Union[_resources_pb2.EntryView, str]] = ..., min_recall: _Optional[float] = ...) -> None: ...
+    target_modality: str
+    def __init__(self, parent: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., top_k: _Optional[int] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., scope: _Optional[str] = ..., path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., code_kind: _Optional[_Union[CodeKind, str]] = ..., min_seq: _Optional[int] = ..., view: _Optional[_Union[_resources_pb2.EntryView, str]] = ..., min_recall: _Optional[float] = ..., target_modality: _Optional[str] = ...) -> None: ...
 
 class SearchResult(_message.Message):
     __slots__ = ("entry", "distance", "hamming_distance")
