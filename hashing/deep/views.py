@@ -52,6 +52,7 @@ def fold_scales(instance_map: InstanceMap, scales: NDArray[np.float32]) -> Insta
     column = scales[:, None]
     if isinstance(instance_map, Projection):
         return Projection(mean=instance_map.mean / scales, weight=instance_map.weight * column)
+    assert isinstance(instance_map, Tower), "a map that was trained by gradient"
     return Tower(
         **(
             instance_map.arrays()

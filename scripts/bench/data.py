@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import faiss
 import numpy as np
@@ -61,24 +62,26 @@ def unit_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
 def load_real(folder: Path, *, quick: bool, tuning: bool, held_out_every: int = HELD_OUT_EVERY) -> Dataset:
     """All sentence embeddings of a data folder, questions then intents, less the held-out queries.
 
-    Queries are the rows whose number is 0 modulo `held_out_every`, or with `tuning` half of it, so that
-    whoever chooses a parameter never sees a query of a reported run. Neither part is ever a row. quick: of
-    every file the first rows only, QUICK_ROWS in all.
+    Of the two files either may be missing. Queries are the rows whose number is 0 modulo `held_out_every`,
+    or with `tuning` half of it, so that whoever chooses a parameter never sees a query of a reported run.
+    Neither part is ever a row. quick: of every file the first rows only, QUICK_ROWS in all.
     Raises: CommandError.
     """
-    parts = []
-    for name in ("question_pairs.npz", "intents.npz"):
-        path = folder / name
-        if not path.is_file():
-            raise CommandError(f"{path}: no such file")
-        with np.load(path) as archive:
-            parts.append(archive["embeddings"][: QUICK_ROWS // 2 if quick else None])
+    named = {"questions": folder / "question_pairs.npz", "intents": folder / "intents.npz"}
+    found = {name: path for name, path in named.items() if path.is_file()}
+    if not found:
+        raise CommandError(f"{' or '.join(str(path) for path in named.values())}: no such file")
+    parts = [_read_embeddings(path)[: QUICK_ROWS // len(found) if quick else None] for path in found.values()]
+    if len({part.shape[1] for part in parts}) > 1:
+        raise CommandError(
+            f"{folder}: embeddings of {' and '.join(str(part.shape[1]) for part in parts)} columns"
+        )
     embeddings = np.concatenate(parts)
     number = np.arange(len(embeddings)) % held_out_every
     middle = held_out_every // 2
     kept = (number != 0) & (number != middle)
     return Dataset(
-        name="questions+intents",
+        name="+".join(found),
         rows=unit_rows(embeddings[kept]).astype(np.float16),
         queries=unit_rows(embeddings[number == (middle if tuning else 0)]),
     )
@@ -175,6 +178,22 @@ def recall(dataset: Dataset, truth: Truth, found: NDArray[np.int64], *, k: int) 
         distinct = np.unique(ids[ids >= 0])
         right += int(np.count_nonzero(1 - unit_rows(dataset.rows[distinct]) @ query <= limit))
     return right / (k * len(found))
+
+
+def _read_embeddings(path: Path) -> NDArray[np.floating]:
+    """The array `embeddings` [n, dim] of an .npz file. Raises: CommandError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            embeddings: NDArray[np.floating] = archive["embeddings"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise CommandError(f"{path}: no .npz of embeddings: {error}") from error
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+        raise CommandError(
+            f"{path}: embeddings are {embeddings.dtype}{list(embeddings.shape)}, not float [n, dim]"
+        )
+    if not np.isfinite(embeddings).all():
+        raise CommandError(f"{path}: embeddings are not finite")
+    return embeddings
 
 
 def _read_images(folder: Path, name: str) -> NDArray[np.uint8]:

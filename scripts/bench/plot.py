@@ -1,6 +1,6 @@
-"""Recall against latency against memory, as a picture."""
+"""Recall against latency against memory, or against bits, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,7 @@ def write_plot(points: Sequence[PlotPoint], path: Path, *, title: str, recall_na
     a logarithmic axis, as the last hundredth is where methods differ. path: with any suffix or none.
     Returns the two paths. Raises: CommandError without the extra `bench`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CommandError("--plot needs the extra `bench`: pip install nearhit[bench]") from error
-    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes()
     for number, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = _best([point for point in points if point.method == method])
         colour = f"C{number % 10}"
@@ -56,6 +51,41 @@ def write_plot(points: Sequence[PlotPoint], path: Path, *, title: str, recall_na
     axes.set_title(f"{title}\nmarker area: memory a row", fontsize="medium")
     axes.grid(visible=True, linewidth=0.3)
     axes.legend(fontsize="small")
+    return _write(figure, path)
+
+
+def write_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, title: str, x_name: str, y_name: str
+) -> list[Path]:
+    """Draw each method's points (x, y) as a line and write it as PNG and as SVG beside it.
+
+    Returns the two paths. Raises: CommandError without the extra `bench`.
+    """
+    figure, axes = _axes()
+    for number, (method, points) in enumerate(curves.items()):
+        ordered = sorted(points)
+        style = "--" if method.endswith("_asymmetric") else "-"
+        axes.plot(*zip(*ordered, strict=True), style, marker="o", color=f"C{number // 2 % 10}", label=method)
+    axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}))
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    axes.set_title(title, fontsize="medium")
+    axes.grid(visible=True, linewidth=0.3)
+    axes.legend(fontsize="small")
+    return _write(figure, path)
+
+
+def _axes() -> tuple[Any, Any]:
+    """A figure and its axes. Raises: CommandError without the extra `bench`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CommandError("--plot needs the extra `bench`: pip install nearhit[bench]") from error
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _write(figure: Any, path: Path) -> list[Path]:
     written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for target in written:
         figure.savefig(target, dpi=_DPI)

@@ -2,6 +2,10 @@
 
 nearhit bench scan --data DIR     exact Hamming search and the lookup cascade against faiss
 nearhit bench search --data DIR   recall, latency, memory of nearest-neighbour search against five libraries
+nearhit bench pairs --data DIR    the same question or not: codes and verifier on held-out labelled pairs
+nearhit bench codes --data DIR    recall of codes, learned and not, against exact neighbours; class retrieval
+nearhit bench crossmodal --data DIR   from image to text and back: mAP beside reruns of published methods
+nearhit bench attack --data DIR   targeted attack on label codes, and training against it
 nearhit bench build --data DIR    CPU, time and memory of a build against hnswlib's
 nearhit bench start               from a server's start to its first answer, at 1M entries
 nearhit bench swap                latency of lookups while a generation is built and swapped in
@@ -12,7 +16,18 @@ import argparse
 import sys
 from importlib import import_module
 
-BENCHES = ("scan", "search", "crossmodal", "build", "start", "swap", "crash")
+BENCHES = (
+    "scan",
+    "search",
+    "pairs",
+    "codes",
+    "crossmodal",
+    "attack",
+    "build",
+    "start",
+    "swap",
+    "crash",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
