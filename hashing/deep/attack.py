@@ -20,6 +20,7 @@ from hashing.analytic import LabelHead
 from hashing.config import require_int, require_positive
 from hashing.embeddings import CHUNK_ROWS, as_rows, unit_rows
 from hashing.errors import ConfigError, TrainingDataError
+from hashing.feature_tower import FeatureTower
 from hashing.tower import InstanceMap, Tower
 
 Values = Callable[[Tensor], Tensor]
@@ -125,6 +126,7 @@ def head_values(head: LabelHead, *, device: str = "cpu") -> Values:
 
 def map_values(label_map: InstanceMap, *, device: str = "cpu") -> Values:
     """Return `label_map.project` for tensors."""
+    assert not isinstance(label_map, FeatureTower), "a map that was trained by gradient"
     if not isinstance(label_map, Tower):
         mean, weight = (torch.tensor(array, device=device) for array in (label_map.mean, label_map.weight))
         return lambda rows: (rows - mean) @ weight

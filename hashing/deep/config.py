@@ -100,19 +100,21 @@ class LabelLosses:
 class NeighbourLosses:
     """Table [losses.neighbours]: weights of the losses that keep near in codes what is near in embeddings.
 
+    divergence: of a row's likely neighbours by the codes from those by the embeddings, at `temperature`.
     distance: squared error of the codes' cosines within a batch of neighbours, the embeddings' as target.
     margin: the same of differences of two cosines. info_nce: finding a neighbour among the rows of the batch,
-    at `temperature`. lsh: near rows within a radius, far ones beyond a multiple of it.
+    at `temperature` too. lsh: near rows within a radius, far ones beyond a multiple of it.
     """
 
+    divergence: float = 0.0
     distance: float = 0.0
     margin: float = 0.0
     info_nce: float = 0.0
     lsh: float = 0.0
-    temperature: float = 0.1
+    temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        _require_weights("losses.neighbours", self, "distance", "margin", "info_nce", "lsh")
+        _require_weights("losses.neighbours", self, "divergence", "distance", "margin", "info_nce", "lsh")
         require_positive("losses.neighbours.temperature", self.temperature)
 
 
@@ -175,7 +177,7 @@ class Losses:
     @property
     def of_neighbours(self) -> bool:
         own = self.neighbours
-        return own.distance + own.margin + own.info_nce + own.lsh > 0
+        return own.divergence + own.distance + own.margin + own.info_nce + own.lsh > 0
 
     @property
     def of_matches(self) -> bool:

@@ -162,6 +162,34 @@ def distance_preserving(
     return _mean((scale * cosines - targets) ** 2)
 
 
+def neighbour_divergence(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    targets: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Divergence of how likely each row is the neighbour of another, by the codes instead of the embeddings.
+
+    queries, keys: float [n, bits], of the same rows. targets: cosines of the embeddings, [n, n]; no row is
+    a neighbour of its own. Mean over queries of KL(softmax(targets / temperature) || softmax(cosines /
+    temperature)); 0 for fewer than two rows.
+    Stochastic neighbours (Hinton & Roweis, NIPS 2002); as distillation Passalis & Tefas, ECCV 2018.
+    """
+    if queries.shape[0] < 2:
+        return (queries.sum() + keys.sum()) * 0
+    own = torch.eye(queries.shape[0], dtype=torch.bool, device=queries.device)
+    cosines = (
+        functional.normalize(queries, dim=1, eps=EPSILON) @ functional.normalize(keys, dim=1, eps=EPSILON).T
+    )  # [n, n]
+    least = torch.finfo(cosines.dtype).min
+    student = functional.log_softmax((cosines / temperature).masked_fill(own, least), dim=1)
+    teacher = functional.log_softmax((targets / temperature).masked_fill(own, least), dim=1)
+    return functional.kl_div(
+        student.masked_fill(own, 0), teacher.masked_fill(own, least), reduction="batchmean", log_target=True
+    )
+
+
 def quantisation(values: Tensor) -> Tensor:
     """(h - sgn h)^2, mean over rows and bits; sgn is +1 where h > 0, else -1. values: [n, bits]."""
     signs = torch.where(values > 0, 1.0, -1.0).to(values.dtype)

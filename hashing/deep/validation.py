@@ -13,11 +13,11 @@ from hashing.deep.config import TrainingConfig
 from hashing.deep.scorer import PairScores
 from hashing.deep.training_set import Split, TrainingSet, matched_rows
 from hashing.embeddings import as_rows, unit_rows
-from hashing.metrics import class_retrieval_map, pair_auc
+from hashing.metrics import class_retrieval_map, code_recall, pair_auc
 from hashing.pair_scorer import PairScorer, PrefixScorer
 from hashing.radius import bit_counts
 from hashing.tower import InstanceMap
-from hashing.trainer import METRIC_QUERIES_LIMIT, METRIC_ROWS_LIMIT, held_out_recall
+from hashing.trainer import METRIC_QUERIES_LIMIT, METRIC_ROWS_LIMIT
 
 MATCH_RANK = 10
 """A match counts as found among this many nearest."""
@@ -29,10 +29,11 @@ Check = Callable[[Mapping[str, InstanceMap]], tuple[float, Figures]]
 class Validation:
     """The held-out part of a training set, seen through the losses that are learned.
 
-    Pairs: AUC of real-valued queries against stored bits, mean over prefixes. Labels: class retrieval mAP of
-    held-out rows among training rows. Neighbours: share of a held-out row's exact top 10 training rows in its
-    code top 100. Matches: share of held-out rows whose partner is among their MATCH_RANK nearest held-out
-    rows of the other modality, and with labels the mAP across modalities. The score is the mean of those.
+    Pairs: AUC of real-valued queries against stored bits. Labels: class retrieval mAP of held-out rows among
+    training rows. Neighbours: share of a held-out row's exact top 10 training rows in its code top 100.
+    Matches: share of held-out rows whose partner is among their MATCH_RANK nearest held-out rows of the
+    other modality, and with labels the mAP across modalities. Pairs and neighbours: mean over prefixes. The score is
+    the mean of those.
     """
 
     def __init__(
@@ -122,13 +123,24 @@ class Validation:
         )
 
     def _judge_neighbours(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
-        own = self._rows[self._set.main]
-        value = held_out_recall(
-            maps[self._set.main],
-            self._embeddings(self._set.main, own["rows"]),
-            self._embeddings(self._set.main, own["queries"]),
+        main = self._set.main
+        queries, rows = (
+            unit_rows(self._embeddings(main, self._rows[main][part])) for part in ("queries", "rows")
         )
-        return value, {"recall_at_10_in_100": value}
+        asked, stored = maps[main].project(queries), maps[main].project(rows)
+        recalls = {
+            count: code_recall(
+                asked[:, :count],
+                stored[:, :count],
+                queries=queries,
+                rows=rows,
+                truth_count=10,
+                candidate_count=100,
+            )
+            for count in self._prefixes
+        }
+        figures = {f"recall_at_10_in_100_{count}": recall for count, recall in recalls.items()}
+        return float(np.mean(list(recalls.values()))), figures
 
     def _judge_matches(self, maps: Mapping[str, InstanceMap]) -> tuple[float, Figures]:
         figures: Figures = {}

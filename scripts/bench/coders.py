@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from hashing.inference import Encoder
 from hashing.projection import Projection, fit_itq, fit_rotation
 from scripts.arguments import CommandError, ProgressBars
-from scripts.bench.data import HELD_OUT_EVERY
+from scripts.bench.data import HELD_OUT_EVERY, unit_rows
 
 PAIRS_FILE = "question_pairs.npz"
 _ITQ_ITERATIONS = 20
 _PQ_TRAINING_ROWS = 10_000
 _LEAST_PAIRS = 1_000
-_PAIR_EPOCHS = 2
-_QUICK_STEPS = 150
 
 # Typed loosely: the library's stubs do not know what its Python layer adds to the compiled classes.
 _faiss: Any = faiss
@@ -72,12 +70,15 @@ def fit_pairs(
     progress: ProgressBars,
 ) -> Encoder:
     """An encoder learned from labelled pairs, int64 [p, 3], of embeddings, float [n, dim]."""
-    from hashing.deep.config import PairConfig
-    from hashing.deep.training import train_pairs
+    from hashing.deep.config import parse_config, read_preset
+    from hashing.deep.training import train
+    from hashing.deep.training_set import TrainingSet
 
-    epochs = 1 if quick else _PAIR_EPOCHS
-    config = PairConfig(code_bits=bits, epochs=epochs, seed=seed)
-    return train_pairs(embeddings, pairs, config=config, device="cpu", progress=progress)
+    config = parse_config(read_preset("pairs"), code_bits=bits, seed=seed)
+    if quick:
+        config = replace(config, optimiser=replace(config.optimiser, epochs=1))
+    questions = TrainingSet(embeddings={"text": unit_rows(embeddings)}, pairs=pairs)
+    return train(questions, config=config, device="cpu", progress=progress).encoder
 
 
 def load_pairs(
@@ -127,12 +128,14 @@ def _linear_coders(rows: NDArray[np.float32], *, settings: FitSettings) -> Itera
 
 def _learned_coders(rows: NDArray[np.float32], *, settings: FitSettings) -> Iterator[Coder]:
     """Prefixes of one code learned from the rows, and of the one learned from pairs where there is one."""
-    from hashing.deep.unlabelled import UnlabelledConfig, train_unlabelled
+    from hashing.deep.config import parse_config, read_preset
+    from hashing.deep.training import train
+    from hashing.deep.training_set import TrainingSet
 
-    config = UnlabelledConfig(code_bits=max(settings.bits), seed=settings.seed)
-    if settings.quick:
-        config = replace(config, steps=_QUICK_STEPS)
-    learned = train_unlabelled(rows, config=config, device="cpu", progress=settings.progress)
+    config = parse_config(read_preset("unlabelled"), code_bits=max(settings.bits), seed=settings.seed)
+    learned = train(
+        TrainingSet(embeddings={"text": rows}), config=config, device="cpu", progress=settings.progress
+    ).encoder
     yield from (_prefix("learned", learned.instance_values, bits) for bits in settings.bits)
     if settings.paired is not None:
         project = settings.paired.instance_values

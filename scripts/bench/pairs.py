@@ -1,10 +1,10 @@
 """Is it the same question? Codes, a verifier and their rivals on labelled pairs that nothing was chosen on.
 
 The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of row, row, 1 or 0) and, for
-what reads the text, question_pairs.txt (line i is the text of row i). For each seed a fifth of the pairs is held out
-by connected component: no question of it, nor one that any chain of pairs links with it, is seen in training.
-Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes, `..._asymmetric` a real-valued
-query against codes; `verifier`.
+what reads the text, question_pairs.txt (line i is the text of row i). For each seed a fifth of the pairs is
+held out by connected component: no question of it, nor one that any chain of pairs links with it, is seen in
+training. Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes, `..._asymmetric` a
+real-valued query against codes; `verifier`.
 
 wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of
 pairs that can be served before 1% of all pairs are served wrongly.

@@ -138,6 +138,19 @@ def _decorrelation(values) -> float:
     )
 
 
+def _neighbour_divergence(queries, keys, *, targets, temperature) -> float:
+    terms = []
+    for i, query in enumerate(queries):
+        others = [j for j in range(len(keys)) if j != i]
+        student = [math.exp(_cosine(query, keys[j]) / temperature) for j in others]
+        teacher = [math.exp(targets[i][j] / temperature) for j in others]
+        shares = [(t / sum(teacher), s / sum(student)) for t, s in zip(teacher, student, strict=True)]
+        terms.append(sum(t * math.log(t / s) for t, s in shares))
+    return _mean(terms)
+
+
+COSINES = torch.nn.functional.normalize(C, dim=1) @ torch.nn.functional.normalize(C, dim=1).T
+
 CASES = {
     "pairwise likelihood": (
         losses.pairwise_likelihood,
@@ -166,6 +179,12 @@ CASES = {
         _pair_logistic,
         (A, B),
         {"similarity": PAIR_SIMILARITY, "scale": 6.0, "bias": -2.0},
+    ),
+    "neighbour divergence": (
+        losses.neighbour_divergence,
+        _neighbour_divergence,
+        (A, B),
+        {"targets": COSINES, "temperature": 0.3},
     ),
     "neural lsh": (losses.neural_lsh, _neural_lsh, (A, B, C), {"radius": 3.0, "factor": 1.4}),
     "snr contrastive": (
