@@ -1,20 +1,11 @@
-"""Encoders and label states as bytes: safetensors with one JSON document in the file's metadata.
-
-The document names the format and its version, and carries a hash over every tensor and every other
-field, so a change of any byte is refused. Nothing in a checkpoint is executed.
-"""
+"""Encoders and label states as bytes: tensors sealed with one JSON document (`hashing.sealed_tensors`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from hashing.analytic import LabelHead, LabelState, RandomFeatures
 from hashing.class_codes import ClassCodes
@@ -23,24 +14,22 @@ from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference
 from hashing.errors import CheckpointError
 from hashing.feature_tower import FeatureTower
-from hashing.identity import Tensors, class_metadata, content_hash, feature_tensors
+from hashing.identity import Tensors, class_metadata, feature_tensors
 from hashing.inference import Encoder
+from hashing.pair_scorer import PairScorer, PrefixScorer
 from hashing.projection import Projection
 from hashing.radius import GRID_COUNT, RadiusTable, bit_counts
+from hashing.sealed_tensors import field_of, matrix_of, read_document, seal_tensors, tensor_of, unseal_tensors
 from hashing.tower import InstanceMap, Tower
 
 FORMAT_VERSION = 4
-"""Version 4 may hold towers of random features and a cross part, version 3 towers, version 2 projections
-alone; all of them are read."""
+"""Version 4 may hold towers of random features, a cross part and a pair scorer, version 3 towers, version 2
+projections alone; all of them are read."""
 
 READ_VERSIONS = (2, 3, 4)
 TOWERS_SINCE = 3
 ENCODER_FORMAT = "nearhit-encoder"
 STATE_FORMAT = "nearhit-label-state"
-METADATA_KEY = "nearhit"
-HEADER_LENGTH_BYTES = 8
-
-T = TypeVar("T")
 
 
 def dump_encoder(encoder: Encoder) -> bytes:
@@ -51,7 +40,7 @@ def dump_encoder(encoder: Encoder) -> bytes:
         "metrics": dict(encoder.metrics),
         "identity": encoder.identity_metadata(),
     }
-    return _dump(ENCODER_FORMAT, encoder.tensors(), metadata)
+    return seal_tensors(ENCODER_FORMAT, encoder.tensors(), metadata, version=FORMAT_VERSION)
 
 
 def load_encoder(content: bytes) -> Encoder:
@@ -61,11 +50,11 @@ def load_encoder(content: bytes) -> Encoder:
     bytes, or with a format version that this program does not know.
     """
     tensors, metadata = _load(ENCODER_FORMAT, content)
-    identity = _field(metadata, "identity", dict)
+    identity = field_of(metadata, "identity", dict)
     with_towers = metadata["format_version"] >= TOWERS_SINCE
     projections = {
         modality: _instance_map(tensors, str(modality), with_towers=with_towers)
-        for modality in _field(metadata, "modalities", list)
+        for modality in field_of(metadata, "modalities", list)
     }
     radius_table = _radius_table(identity)
     if {projection.code_bits for projection in projections.values()} != {radius_table.code_bits}:
@@ -77,8 +66,9 @@ def load_encoder(content: bytes) -> Encoder:
         drift_reference=_drift_reference(tensors, identity),
         label_head=label_head,
         cross_part=_cross_part(tensors, identity, modalities=projections, label_head=label_head),
+        pair_scorer=_pair_scorer(tensors, identity, code_bits=radius_table.code_bits),
         parent_id=identity.get("parent_id"),
-        metrics=_field(metadata, "metrics", dict),
+        metrics=field_of(metadata, "metrics", dict),
     )
     if encoder.encoder_id != metadata.get("encoder_id"):
         raise CheckpointError(f"content is encoder {encoder.encoder_id}, not {metadata.get('encoder_id')}")
@@ -99,7 +89,7 @@ def dump_state(state: LabelState) -> bytes:
         "row_count": state.row_count,
         "classes": class_metadata(state.class_codes),
     }
-    return _dump(STATE_FORMAT, tensors, metadata)
+    return seal_tensors(STATE_FORMAT, tensors, metadata, version=FORMAT_VERSION)
 
 
 def load_state(content: bytes) -> LabelState:
@@ -107,35 +97,25 @@ def load_state(content: bytes) -> LabelState:
     tensors, metadata = _load(STATE_FORMAT, content)
     features = _features(tensors)
     count = features.count
-    packed = _tensor(tensors, "state.gram_upper", np.float64, (count * (count + 1) // 2,))
+    packed = tensor_of(tensors, "state.gram_upper", np.float64, (count * (count + 1) // 2,))
     gram = np.zeros((count, count))
     upper = np.triu_indices(count)
     gram[upper] = packed
     gram.T[upper] = packed
-    class_codes = _class_codes(tensors, "state.class_bits", _field(metadata, "classes", dict))
+    class_codes = _class_codes(tensors, "state.class_bits", field_of(metadata, "classes", dict))
     return LabelState(
         features=features,
         class_codes=class_codes,
-        ridge=_field(metadata, "ridge", float),
+        ridge=field_of(metadata, "ridge", float),
         gram=gram,
-        cross=_tensor(tensors, "state.cross", np.float64, (count, class_codes.label_bits)),
-        row_count=_field(metadata, "row_count", int),
+        cross=tensor_of(tensors, "state.cross", np.float64, (count, class_codes.label_bits)),
+        row_count=field_of(metadata, "row_count", int),
     )
-
-
-def _dump(kind: str, tensors: Tensors, metadata: dict[str, object]) -> bytes:
-    document = {**metadata, "format": kind, "format_version": FORMAT_VERSION}
-    checksum = content_hash(tensors, document)
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    text = json.dumps({**document, "checksum": checksum}, sort_keys=True, allow_nan=False)
-    return save_tensors(contiguous, metadata={METADATA_KEY: text})
 
 
 def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
     """Return tensors and document after everything that concerns the bytes alone has been checked."""
-    document = _document(content)
-    if document.get("format") != kind:
-        raise CheckpointError(f"format is {document.get('format')!r}, expected {kind!r}")
+    document = read_document(kind, content)
     version = document.get("format_version")
     if version == 1:
         raise CheckpointError(
@@ -143,34 +123,7 @@ def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
         )
     if version not in READ_VERSIONS:
         raise CheckpointError(f"format version {version!r} is unknown, expected {FORMAT_VERSION}")
-    try:
-        tensors = load_tensors(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"tensors cannot be read: {error}") from error
-    checksum = document.pop("checksum", None)
-    if content_hash(tensors, document) != checksum:
-        raise CheckpointError("checksum does not match the content")
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise CheckpointError(f"tensor {name} is not finite")
-    return tensors, document
-
-
-def _document(content: bytes) -> dict[str, Any]:
-    """Return the JSON document from the safetensors header, which that library does not hand out."""
-    length = int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
-    header = content[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length]
-    if len(content) < HEADER_LENGTH_BYTES or len(header) != length:
-        raise CheckpointError("truncated or not a safetensors file")
-    if not header.rstrip(b" ").endswith(b"}"):  # JSON would take other white space for the padding
-        raise CheckpointError("header is padded with something else than spaces")
-    try:
-        document = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"header holds no {METADATA_KEY} metadata") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{METADATA_KEY} metadata is not an object")
-    return document
+    return unseal_tensors(content, document=document), document
 
 
 def _instance_map(tensors: Tensors, modality: str, *, with_towers: bool) -> InstanceMap:
@@ -184,17 +137,17 @@ def _instance_map(tensors: Tensors, modality: str, *, with_towers: bool) -> Inst
 def _feature_tower(tensors: Tensors, modality: str) -> FeatureTower:
     name = f"feature_tower.{modality}"
     features = _random_features(tensors, name)
-    output = _matrix(tensors, f"{name}.output")
-    linear = _matrix(tensors, f"{name}.linear")
+    output = matrix_of(tensors, f"{name}.output")
+    linear = matrix_of(tensors, f"{name}.linear")
     if output.shape[0] != features.count or linear.shape[0] != features.dim:
         raise CheckpointError(f"parts of the tower of modality {modality!r} do not fit each other")
-    offset = _tensor(tensors, f"{name}.offset", np.float32, (linear.shape[1] + output.shape[1],))
+    offset = tensor_of(tensors, f"{name}.offset", np.float32, (linear.shape[1] + output.shape[1],))
     return FeatureTower(features=features, linear=linear, output=output, offset=offset)
 
 
 def _tower(tensors: Tensors, modality: str) -> Tower:
-    linear = _matrix(tensors, f"tower.{modality}.linear")
-    hidden = _matrix(tensors, f"tower.{modality}.hidden")
+    linear = matrix_of(tensors, f"tower.{modality}.linear")
+    hidden = matrix_of(tensors, f"tower.{modality}.hidden")
     (dim, code_bits), hidden_width = linear.shape, hidden.shape[1]
     shapes = {
         "hidden": (dim, hidden_width),
@@ -203,33 +156,27 @@ def _tower(tensors: Tensors, modality: str) -> Tower:
         "offset": (code_bits,),
     }
     arrays = {
-        name: _tensor(tensors, f"tower.{modality}.{name}", np.float32, shape)
+        name: tensor_of(tensors, f"tower.{modality}.{name}", np.float32, shape)
         for name, shape in shapes.items()
     }
     return Tower(linear=linear, **arrays)
 
 
-def _matrix(tensors: Tensors, name: str) -> NDArray[np.float32]:
-    if name not in tensors or tensors[name].ndim != 2:
-        raise CheckpointError(f"tensor {name} is missing or not a matrix")
-    return _tensor(tensors, name, np.float32, tensors[name].shape)
-
-
 def _projection(tensors: Tensors, modality: str) -> Projection:
-    weight = _matrix(tensors, f"projection.{modality}.weight")
-    mean = _tensor(tensors, f"projection.{modality}.mean", np.float32, weight.shape[:1])
+    weight = matrix_of(tensors, f"projection.{modality}.weight")
+    mean = tensor_of(tensors, f"projection.{modality}.mean", np.float32, weight.shape[:1])
     return Projection(mean=mean, weight=weight)
 
 
 def _radius_table(identity: Mapping[str, Any]) -> RadiusTable:
-    radii = _field(identity, "radii", dict)
-    code_bits = _field(identity, "code_bits", int)
+    radii = field_of(identity, "radii", dict)
+    code_bits = field_of(identity, "code_bits", int)
     counts = bit_counts(code_bits)
     if set(radii) != {str(count) for count in counts}:
         raise CheckpointError(f"radii must be of the first {', '.join(map(str, counts))} bits")
     columns = {}
     for count in counts:
-        column = _field(radii, str(count), list)
+        column = field_of(radii, str(count), list)
         valid = all(type(radius) is int and 0 <= radius <= count for radius in column)
         if len(column) != GRID_COUNT or not valid or column != sorted(column):
             raise CheckpointError(
@@ -240,12 +187,12 @@ def _radius_table(identity: Mapping[str, Any]) -> RadiusTable:
 
 
 def _drift_reference(tensors: Tensors, identity: Mapping[str, Any]) -> DriftReference:
-    drift = _field(identity, "drift", dict)
+    drift = field_of(identity, "drift", dict)
     return DriftReference(
-        mean=_tensor(tensors, "drift.mean", np.float32, (_field(identity, "code_bits", int),)),
-        variance=_field(drift, "variance", float),
-        squared_variance=_field(drift, "squared_variance", float),
-        row_count=_field(drift, "row_count", int),
+        mean=tensor_of(tensors, "drift.mean", np.float32, (field_of(identity, "code_bits", int),)),
+        variance=field_of(drift, "variance", float),
+        squared_variance=field_of(drift, "squared_variance", float),
+        row_count=field_of(drift, "row_count", int),
     )
 
 
@@ -254,14 +201,14 @@ def _label_head(
 ) -> LabelHead | None:
     if identity.get("label_part") is None:
         return None
-    label_part = _field(identity, "label_part", dict)
-    modality = _field(label_part, "modality", str)
+    label_part = field_of(identity, "label_part", dict)
+    modality = field_of(label_part, "modality", str)
     features = _features(tensors)
     if modality not in modalities or modalities[modality].dim != features.dim:
         raise CheckpointError(f"label part does not fit modality {modality!r}")
     class_codes = _class_codes(tensors, "label.class_bits", label_part)
     shape = (features.count, class_codes.label_bits)
-    weight = _tensor(tensors, "label.weight", np.float32, shape)
+    weight = tensor_of(tensors, "label.weight", np.float32, shape)
     return LabelHead(features=features, weight=weight, class_codes=class_codes, modality=modality)
 
 
@@ -274,10 +221,10 @@ def _cross_part(
 ) -> CrossPart | None:
     if identity.get("cross_part") is None:
         return None
-    part = _field(identity, "cross_part", dict)
-    function_bits = _field(part, "function_bits", int)
+    part = field_of(identity, "cross_part", dict)
+    function_bits = field_of(part, "function_bits", int)
     queries = {}
-    for pair in _field(part, "pairs", list):
+    for pair in field_of(part, "pairs", list):
         source, target = pair if isinstance(pair, list) and len(pair) == 2 else ("", "")
         tower = modalities.get(source)
         if not isinstance(tower, FeatureTower) or tower.function_bits != function_bits:
@@ -287,12 +234,12 @@ def _cross_part(
         shape = (tower.features.count, function_bits)
         queries[source, target] = CrossQuery(
             features=tower.features,
-            weight=_tensor(tensors, f"cross.{source}.{target}.weight", np.float32, shape),
-            mean=_tensor(tensors, f"cross.{source}.{target}.mean", np.float32, shape[1:]),
+            weight=tensor_of(tensors, f"cross.{source}.{target}.weight", np.float32, shape),
+            mean=tensor_of(tensors, f"cross.{source}.{target}.mean", np.float32, shape[1:]),
         )
     heads = {
         str(modality): _cross_label_head(tensors, str(modality), modalities=modalities, label_head=label_head)
-        for modality in _field(part, "label_modalities", list)
+        for modality in field_of(part, "label_modalities", list)
     }
     if not queries:
         raise CheckpointError("cross part is empty")
@@ -306,8 +253,23 @@ def _cross_label_head(
     if label_head is None or modality not in modalities or modalities[modality].dim != features.dim:
         raise CheckpointError(f"label part does not fit modality {modality!r}")
     shape = (features.count, label_head.class_codes.label_bits)
-    weight = _tensor(tensors, f"cross_label.{modality}.weight", np.float32, shape)
+    weight = tensor_of(tensors, f"cross_label.{modality}.weight", np.float32, shape)
     return LabelHead(features=features, weight=weight, class_codes=label_head.class_codes, modality=modality)
+
+
+def _pair_scorer(tensors: Tensors, identity: Mapping[str, Any], *, code_bits: int) -> PairScorer | None:
+    if identity.get("pair_scorer") is None:
+        return None
+    prefixes = {}
+    for count in bit_counts(code_bits):
+        terms = field_of(field_of(identity, "pair_scorer", dict), str(count), dict)
+        prefixes[count] = PrefixScorer(
+            scale=field_of(terms, "scale", float),
+            bias=field_of(terms, "bias", float),
+            query_weight=tensor_of(tensors, f"pair_scorer.{count}.query_weight", np.float32, (count,)),
+            code_weight=tensor_of(tensors, f"pair_scorer.{count}.code_weight", np.float32, (count,)),
+        )
+    return PairScorer(prefixes)
 
 
 def _features(tensors: Tensors) -> RandomFeatures:
@@ -315,34 +277,16 @@ def _features(tensors: Tensors) -> RandomFeatures:
 
 
 def _random_features(tensors: Tensors, name: str) -> RandomFeatures:
-    omega = _matrix(tensors, f"{name}.omega")
-    return RandomFeatures(omega=omega, beta=_tensor(tensors, f"{name}.beta", np.float32, omega.shape[1:]))
+    omega = matrix_of(tensors, f"{name}.omega")
+    return RandomFeatures(omega=omega, beta=tensor_of(tensors, f"{name}.beta", np.float32, omega.shape[1:]))
 
 
 def _class_codes(tensors: Tensors, name: str, metadata: Mapping[str, Any]) -> ClassCodes:
-    labels = _field(metadata, "labels", list)
+    labels = field_of(metadata, "labels", list)
     label_bits = tensors[name].shape[-1] if name in tensors and tensors[name].ndim == 2 else 0
     if label_bits % WORD_BITS != 0 or not WORD_BITS <= label_bits <= CODE_BITS_LIMIT:
         raise CheckpointError(f"tensor {name} is missing or of no valid width")
     if not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
         raise CheckpointError("labels must be distinct strings")
-    bits = _tensor(tensors, name, np.bool_, (len(labels), label_bits))
-    return ClassCodes(labels=tuple(labels), bits=bits, seed=_field(metadata, "seed", int))
-
-
-def _tensor(tensors: Tensors, name: str, dtype: type[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise CheckpointError(f"tensor {name} is missing")
-    if tensor.dtype != dtype or tensor.shape != shape:
-        raise CheckpointError(
-            f"tensor {name} is {tensor.dtype}{list(tensor.shape)}, expected {np.dtype(dtype)}{list(shape)}"
-        )
-    return tensor
-
-
-def _field(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    value = document.get(name)
-    if not isinstance(value, kind):
-        raise CheckpointError(f"metadata field {name} is missing or not of type {kind.__name__}")
-    return value
+    bits = tensor_of(tensors, name, np.bool_, (len(labels), label_bits))
+    return ClassCodes(labels=tuple(labels), bits=bits, seed=field_of(metadata, "seed", int))

@@ -19,6 +19,7 @@ from hashing.class_codes import ClassCodes
 from hashing.cross_part import CrossPart
 from hashing.drift import DriftReference
 from hashing.feature_tower import FeatureTower
+from hashing.pair_scorer import PairScorer
 from hashing.radius import RadiusTable
 from hashing.tower import InstanceMap, Tower
 
@@ -86,6 +87,15 @@ def cross_tensors(cross_part: CrossPart) -> Tensors:
     return tensors
 
 
+def scorer_tensors(pair_scorer: PairScorer) -> Tensors:
+    """Return "pair_scorer.COUNT.query_weight" and ".code_weight" of each prefix."""
+    return {
+        f"pair_scorer.{count}.{name}": weight
+        for count, own in pair_scorer.prefixes.items()
+        for name, weight in (("query_weight", own.query_weight), ("code_weight", own.code_weight))
+    }
+
+
 def class_metadata(class_codes: ClassCodes) -> dict[str, object]:
     """Return what the class bits alone do not say."""
     return {"labels": list(class_codes.labels), "seed": class_codes.seed}
@@ -98,6 +108,7 @@ def encoder_metadata(
     label_head: LabelHead | None,
     parent_id: str | None,
     cross_part: CrossPart | None = None,
+    pair_scorer: PairScorer | None = None,
 ) -> dict[str, object]:
     """Return the metadata that makes an encoder the one it is: metrics and times are no part of it."""
     label_part: dict[str, object] | None = None
@@ -119,5 +130,9 @@ def encoder_metadata(
             "pairs": [list(pair) for pair in cross_part.queries],
             "label_modalities": list(cross_part.label_heads),
             "function_bits": cross_part.function_bits,
+        }
+    if pair_scorer is not None:
+        metadata["pair_scorer"] = {
+            str(count): {"scale": own.scale, "bias": own.bias} for count, own in pair_scorer.prefixes.items()
         }
     return metadata

@@ -22,7 +22,9 @@ from hashing.identity import (
     encoder_metadata,
     label_tensors,
     projection_tensors,
+    scorer_tensors,
 )
+from hashing.pair_scorer import PairScorer
 from hashing.radius import RadiusTable
 from hashing.tower import InstanceMap
 
@@ -33,7 +35,8 @@ class Encoder:
 
     projections: modality -> instance projection or tower, all of one code_bits. radius_table,
     drift_reference: measured on the first modality. label_head: None when trained without labels.
-    cross_part: what searches from one modality to another; None where there is none.
+    cross_part: what searches from one modality to another; None where there is none. pair_scorer: how likely
+    a query and a code of the first modality mean the same; None where no pairs were learned from.
     parent_id: the encoder that this one was updated from. metrics: figures of its training, no part of its
     identity.
 
@@ -46,6 +49,7 @@ class Encoder:
     drift_reference: DriftReference
     label_head: LabelHead | None = None
     cross_part: CrossPart | None = None
+    pair_scorer: PairScorer | None = None
     parent_id: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     encoder_id: str = field(init=False)
@@ -190,7 +194,8 @@ class Encoder:
         label_part = {} if self.label_head is None else label_tensors(self.label_head)
         drift = {"drift.mean": self.drift_reference.mean}
         cross_part = {} if self.cross_part is None else cross_tensors(self.cross_part)
-        return {**projection_tensors(self.projections), **drift, **label_part, **cross_part}
+        scorer = {} if self.pair_scorer is None else scorer_tensors(self.pair_scorer)
+        return {**projection_tensors(self.projections), **drift, **label_part, **cross_part, **scorer}
 
     def identity_metadata(self) -> dict[str, object]:
         """Return what `encoder_id` covers besides the tensors."""
@@ -200,6 +205,7 @@ class Encoder:
             label_head=self.label_head,
             parent_id=self.parent_id,
             cross_part=self.cross_part,
+            pair_scorer=self.pair_scorer,
         )
 
     def _cross_query(self, modality: str, target: str) -> CrossQuery | None:

@@ -54,6 +54,41 @@ def pair_auc(scores: NDArray[np.floating], similar: NDArray[np.bool_]) -> float:
     return above / (similar_count * other_count)
 
 
+def wrong_share_at_hit_rate(
+    scores: NDArray[np.floating], same: NDArray[np.bool_], *, hit_rate: float
+) -> float:
+    """Return the share of pairs that are not the same among the `hit_rate` best of all pairs, in [0, 1].
+
+    scores: [p], higher is more surely the same. same: bool [p]. Of pairs that tie at the edge a mean share is
+    counted, as if their order were random. NaN where no pair is taken.
+    """
+    taken = round(hit_rate * scores.size)
+    if taken == 0:
+        return float("nan")
+    edge = np.sort(scores)[scores.size - taken]
+    above, level = scores > edge, scores == edge
+    wrong = np.count_nonzero(above & ~same)
+    wrong_level = (
+        (taken - np.count_nonzero(above)) * np.count_nonzero(level & ~same) / np.count_nonzero(level)
+    )
+    return float(wrong + wrong_level) / taken
+
+
+def hit_rate_at_error(scores: NDArray[np.floating], same: NDArray[np.bool_], *, error: float) -> float:
+    """Return the largest share of best pairs of which those not the same are at most `error` of all pairs.
+
+    scores: [p], higher is more surely the same. same: bool [p]. Pairs that tie are taken together or not at
+    all, as a threshold would. NaN without pairs.
+    """
+    if scores.size == 0:
+        return float("nan")
+    values, place = np.unique(-scores, return_inverse=True)  # the best first
+    counts = np.cumsum(np.bincount(place, minlength=values.size))
+    wrong = np.cumsum(np.bincount(place[~same], minlength=values.size))
+    allowed = np.flatnonzero(wrong <= error * scores.size)
+    return float(counts[allowed[-1]] / scores.size) if allowed.size else 0.0
+
+
 def recall_at_k(found: NDArray[np.integer], truth: NDArray[np.integer]) -> float:
     """Return the mean share of a query's true ids that were found, in [0, 1].
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,3 +105,31 @@ def split_pairs(
         )
     chosen = held_out[component]
     return PairSplit(training=pairs[~chosen], validation=pairs[chosen])
+
+
+def pair_folds(
+    pairs: NDArray[np.int64], *, row_count: int, folds: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Deal the pairs into `folds` parts of about equal size by whole components; int64 [p], 0..folds - 1.
+
+    Larger components go first, equal ones in random order, each to the part that has fewest pairs.
+    Raises: TrainingDataError where the pairs hang together so that the other parts of one lack a kind.
+    """
+    component = connected_components(pairs[:, 0], pairs[:, 1], row_count=row_count)[pairs[:, 0]]
+    _, component = np.unique(component, return_inverse=True)
+    sizes = np.bincount(component)
+    shuffled = rng.permutation(sizes.size)
+    part = np.empty(sizes.size, dtype=np.int64)
+    filled = [(0, number) for number in range(folds)]
+    for index in shuffled[np.argsort(-sizes[shuffled], kind="stable")].tolist():
+        size, number = heapq.heappop(filled)
+        part[index] = number
+        heapq.heappush(filled, (size + int(sizes[index]), number))
+    fold = part[component]
+    for number in range(folds):
+        if np.bincount(pairs[fold != number, 2], minlength=2).min() < MIN_VALIDATION_PAIRS:
+            raise TrainingDataError(
+                f"the {pairs.shape[0]} pairs are linked into {sizes.size} groups of rows, too few or too"
+                f" unequal ones to make {folds} parts of both kinds that share no row"
+            )
+    return fold

@@ -31,6 +31,7 @@ from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows
 from hashing.errors import ConfigError
 from hashing.inference import Encoder
+from hashing.pair_scorer import PairScorer
 from hashing.projection import FIT_ROWS_LIMIT, fit_itq
 from hashing.radius import RadiusTable, bit_counts, calibrate_radii
 from hashing.tower import InstanceMap
@@ -127,11 +128,13 @@ def train(
         validation_pair_count = float(split.pairs.validation.shape[0])
         metrics["pair_count"] = float(split.pairs.training.shape[0]) + validation_pair_count
         metrics["validation_pair_count"] = validation_pair_count
+    scorer = None if scores is None or not config.losses.pairs.logistic else scores.exported()
     encoder = _calibrated(
         maps,
         as_rows(training_set.embeddings[main][split.training[main][:FIT_ROWS_LIMIT]]),
         as_rows(training_set.embeddings[main][split.held_out[main]]),
         main=main,
+        scorer=scorer,
         metrics=metrics,
         seed=config.seed,
         progress=report,
@@ -241,6 +244,7 @@ def _calibrated(
     held_out: NDArray[np.float32],
     *,
     main: str,
+    scorer: PairScorer | None,
     metrics: dict[str, float],
     seed: int,
     progress: Progress,
@@ -262,7 +266,11 @@ def _calibrated(
         metrics["recall_at_10_in_100"] = held_out_recall(own, rows, sample)
         progress("evaluate", 1, 1)
     return Encoder(
-        projections=maps, radius_table=radius_table, drift_reference=drift_reference, metrics=metrics
+        projections=maps,
+        radius_table=radius_table,
+        drift_reference=drift_reference,
+        pair_scorer=scorer,
+        metrics=metrics,
     )
 
 

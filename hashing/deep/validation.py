@@ -32,8 +32,8 @@ class Validation:
     Pairs: AUC of real-valued queries against stored bits. Labels: class retrieval mAP of held-out rows among
     training rows. Neighbours: share of a held-out row's exact top 10 training rows in its code top 100.
     Matches: share of held-out rows whose partner is among their MATCH_RANK nearest held-out rows of the
-    other modality, and with labels the mAP across modalities. Pairs and neighbours: mean over prefixes. The score is
-    the mean of those.
+    other modality, and with labels the mAP across modalities. Pairs and neighbours: mean over prefixes.
+    The score is the mean of those.
     """
 
     def __init__(

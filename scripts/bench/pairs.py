@@ -54,7 +54,8 @@ class PairsFold:
     @property
     def similar(self) -> NDArray[np.bool_]:
         """Which test pairs are labelled the same."""
-        return self.test[:, 2] == 1
+        similar: NDArray[np.bool_] = self.test[:, 2] == 1
+        return similar
 
     def seen(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows that training may read, those in no test pair, and the training pairs among them."""
@@ -196,7 +197,7 @@ def _metrics(scored: Scored, fold: PairsFold) -> dict[str, float]:
     return {
         "auc": pair_auc(scored.scores, fold.similar),
         "wrong_hits_at_20": wrong_share_at_hit_rate(scored.scores, fold.similar, hit_rate=HIT_RATE),
-        "hit_rate_at_1_error": hit_rate_at_error(scored.scores, fold.similar, error_rate=ERROR_RATE),
+        "hit_rate_at_1_error": hit_rate_at_error(scored.scores, fold.similar, error=ERROR_RATE),
     }
 
 

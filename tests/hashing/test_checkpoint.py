@@ -20,9 +20,9 @@ from hashing import (
     load_state,
     train_encoder,
 )
-from hashing.checkpoint import METADATA_KEY, _document
 from hashing.identity import content_hash
 from hashing.radius import GRID_COUNT, RadiusTable
+from hashing.sealed_tensors import METADATA_KEY, header_document
 from hashing.tower import Tower
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,7 +30,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def _rewritten(content: bytes, *, tensors=None, **fields) -> bytes:
     """The checkpoint with other tensors or fields under a checksum that is right for them."""
-    document = {**_document(content), **fields}
+    document = {**header_document(content), **fields}
     document.pop("checksum")
     tensors = {**load(content), **(tensors or {})}
     document["checksum"] = content_hash(tensors, document)
@@ -127,7 +127,7 @@ def test_format_2_is_read() -> None:
 def test_encoder_of_format_2_is_written_in_the_present_one() -> None:
     encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
     content = dump_encoder(encoder)
-    assert _document(content)["format_version"] == 4
+    assert header_document(content)["format_version"] == 4
     assert load_encoder(content).encoder_id == encoder.encoder_id
 
 

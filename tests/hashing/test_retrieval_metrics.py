@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing.metrics import class_retrieval_map, code_recall, mean_average_precision, pair_auc, recall_at_k
+from hashing.metrics import (
+    class_retrieval_map,
+    code_recall,
+    hit_rate_at_error,
+    mean_average_precision,
+    pair_auc,
+    recall_at_k,
+    wrong_share_at_hit_rate,
+)
 
 
 def _average_precision(scores: list[float], relevant: list[bool]) -> float:
@@ -94,3 +102,47 @@ def test_auc_equals_the_loop_over_pairs_of_pairs(pairs: list[tuple[int, bool]]) 
         return
     above = sum((mine > other) + (mine == other) / 2 for mine in similar for other in others)
     assert got == pytest.approx(above / (len(similar) * len(others)))
+
+
+SCORED_PAIRS = st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=1, max_size=40)
+
+
+def _scored(pairs: list[tuple[int, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([score for score, _ in pairs], dtype=np.float64), np.array([same for _, same in pairs])
+
+
+@given(pairs=SCORED_PAIRS, hit_rate=st.floats(0.05, 1))
+def test_wrong_share_is_the_mean_over_orders_of_ties(pairs: list[tuple[int, bool]], hit_rate: float) -> None:
+    scores, same = _scored(pairs)
+    got = wrong_share_at_hit_rate(scores, same, hit_rate=hit_rate)
+    taken = round(hit_rate * len(pairs))
+    if taken == 0:
+        assert np.isnan(got)
+        return
+    # Of each value of the score an equal share of its pairs is wrong, whichever of them come first.
+    wrong, left = 0.0, taken
+    for value in sorted(set(scores.tolist()), reverse=True):
+        level = [not own for score, own in pairs if score == value]
+        part = min(left, len(level))
+        wrong += part * sum(level) / len(level)
+        left -= part
+    assert got == pytest.approx(wrong / taken)
+
+
+@given(pairs=SCORED_PAIRS, error=st.floats(0, 1))
+def test_hit_rate_is_of_the_lowest_threshold_that_keeps_the_error(
+    pairs: list[tuple[int, bool]], error: float
+) -> None:
+    scores, same = _scored(pairs)
+    best = 0.0
+    for threshold in set(scores.tolist()):
+        taken = [own for score, own in pairs if score >= threshold]
+        if sum(not own for own in taken) <= error * len(pairs):
+            best = max(best, len(taken) / len(pairs))
+    assert hit_rate_at_error(scores, same, error=error) == pytest.approx(best)
+
+
+def test_figures_of_no_pairs_are_nan() -> None:
+    scores, same = np.empty(0), np.empty(0, dtype=bool)
+    assert np.isnan(wrong_share_at_hit_rate(scores, same, hit_rate=0.2))
+    assert np.isnan(hit_rate_at_error(scores, same, error=0.01))
