@@ -15,8 +15,11 @@ def merge_candidates(
     threshold: float | None,
     generation: str | None,
     applied_seq: int,
+    with_vectors: bool = False,
 ) -> SearchResult:
     """The k nearest of all candidates that are still live, within the threshold where there is one.
+
+    with_vectors: copy their stored vectors too.
 
     The expire times are looked at once more: a row that was replaced meanwhile drops out, so that it is never
     returned beside its successor, whose view was taken after the old row had died.
@@ -24,7 +27,9 @@ def merge_candidates(
     matches: list[Match] = []
     nearest_distance: float | None = None
     for part in found:
-        nearest, live = _live_matches(part, k=k, now_ms=now_ms, threshold=threshold)
+        nearest, live = _live_matches(
+            part, k=k, now_ms=now_ms, threshold=threshold, with_vectors=with_vectors
+        )
         matches += live
         if nearest is not None and (nearest_distance is None or nearest < nearest_distance):
             nearest_distance = nearest
@@ -47,11 +52,12 @@ def any_within(candidates: Candidates, threshold: float) -> bool:
 
 
 def _live_matches(
-    part: Candidates, *, k: int, now_ms: int, threshold: float | None
+    part: Candidates, *, k: int, now_ms: int, threshold: float | None, with_vectors: bool
 ) -> tuple[float | None, list[Match]]:
     """The distance of the nearest live candidate, and the k nearest within the threshold."""
     segment = part.segment
-    expire_time, payload = segment.view().expire_times.item, segment.payload
+    view = segment.view()
+    expire_time, payload = view.expire_times.item, segment.payload
     category_id = segment.key.category_id
     nearest: float | None = None
     matches: list[Match] = []
@@ -62,5 +68,6 @@ def _live_matches(
             nearest = distance
         if len(matches) == k or (threshold is not None and distance > threshold):
             break
-        matches.append(Match(entry_id, category_id, distance, bits, payload(offset)))
+        vector = view.vectors[offset].copy() if with_vectors else None
+        matches.append(Match(entry_id, category_id, distance, bits, payload(offset), vector))
     return nearest, matches

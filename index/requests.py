@@ -46,7 +46,7 @@ class SearchRequest:
     were found when the encoder was calibrated, by count of leading bits; without the one of the whole code, a
     scan that had to cut its candidates and found no match is repeated on floats. min_recall: share of the
     true k nearest that the answer should have, in [0, 1]; 1 asks for an exact search. path: None lets the
-    planner choose.
+    planner choose. with_vectors: matches bring their stored vectors.
     """
 
     partitions: tuple[Partition, ...]
@@ -60,6 +60,7 @@ class SearchRequest:
     radii: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     min_recall: float = 0.0
     path: SearchPath | None = None
+    with_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,13 +77,17 @@ class ValueQuery:
 
 
 class Match(NamedTuple):
-    """One live row. `hamming_distance` in bits, None where the query has no code of the row's encoder."""
+    """One live row. `hamming_distance` in bits, None where the query has no code of the row's encoder.
+
+    vector: float16 [dim], a copy of the stored one; None where it was not asked for.
+    """
 
     entry_id: int
     category_id: int
     cosine_distance: float
     hamming_distance: int | None
     payload: bytes
+    vector: NDArray[np.float16] | None = None
 
 
 class SearchResult(NamedTuple):

@@ -345,6 +345,7 @@ class VectorIndex:
             threshold=threshold,
             generation=self.generation,
             applied_seq=seq,
+            with_vectors=request.with_vectors,
         )
 
     def _upsert(self, key: SegmentKey, rows: Rows) -> None:

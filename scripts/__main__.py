@@ -21,6 +21,7 @@ COMMANDS = {
     "lookup": "scripts.lookup_answer",
     "search": "scripts.search_entries",
     "train": "scripts.train_encoder",
+    "train-verifier": "scripts.train_verifier",
     "build": "scripts.build_index",
     "update": "scripts.update_encoder",
     "worker": "scripts.run_worker",
@@ -34,7 +35,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, build, update, worker, check   (work on the database and index files)
+  operate     train, train-verifier, build, update, worker, check   (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """
 

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-bits", type=int, default=0, help="64..1024, default 64")
     parser.add_argument("--category", action="append", default=[], help="create this category; repeatable")
     parser.add_argument("--threshold", type=float, help="cosine distance of a hit at most (default 0.10)")
+    parser.add_argument(
+        "--min-probability",
+        type=float,
+        help="at which the active verifier consents to a hit, in (0, 1]; default: it is not asked",
+    )
     parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="time to live; default: none")
     parser.add_argument("--max-entries", type=int, default=0, help="default: no limit")
     parser.add_argument("--max-bytes", type=int, default=0, help="default: no limit")
@@ -51,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 category,
                 ttl=None if arguments.ttl is None else timedelta(seconds=arguments.ttl),
                 threshold=arguments.threshold,
+                min_probability=arguments.min_probability,
                 max_entries=arguments.max_entries,
                 max_bytes=arguments.max_bytes,
             )

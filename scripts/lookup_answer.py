@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             "response": answer.response.decode(errors="replace"),
             "entry": answer.entry,
             "distance": round(answer.distance, 4) if answer.HasField("distance") else None,
+            "probability": round(answer.probability, 4) if answer.HasField("probability") else None,
             "threshold": answer.threshold,
             "search_path": pb.SearchPath.Name(answer.search_path).removeprefix("SEARCH_PATH_").lower(),
             "candidates_examined": answer.candidates_examined,

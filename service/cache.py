@@ -1,4 +1,5 @@
-"""The semantic cache's lookup: fingerprint, code, nearest entry, decision. No SQL, no write on this path."""
+"""The semantic cache's lookup: fingerprint, code, nearest entries, decision, and the verifier's consent where
+the category asks for it. No SQL, no write on this path."""
 
 import itertools
 import time
@@ -15,6 +16,7 @@ from index.requests import Match, Partition, SearchRequest, SearchResult
 from index.segment import Fingerprint
 from index.vector_index import VectorIndex
 from service.accesses import AccessLog
+from service.consent import SHORTLIST, most_probable
 from service.embedder import Embedder
 from service.embedding import Input, check_input, embed_inputs
 from service.errors import InvalidRequestError
@@ -38,7 +40,8 @@ class LookupReason(Enum):
     """Why a lookup was a hit or a miss.
 
     BEYOND_THRESHOLD without a distance: rows that are too far by their codes were not examined, and none of
-    them may be of the scope. NO_CANDIDATE: there is none of the scope.
+    them may be of the scope. NO_CANDIDATE: there is none of the scope. UNVERIFIED: entries are within the
+    threshold, and the verifier's consent to one of them was asked for and not given.
     """
 
     FINGERPRINT = "fingerprint"
@@ -48,6 +51,7 @@ class LookupReason(Enum):
     BYPASS = "bypass"
     REFRESH = "refresh"
     SHADOW = "shadow"
+    UNVERIFIED = "unverified"
 
 
 _HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
@@ -75,7 +79,10 @@ class LookupQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupAnswer:
-    """What a lookup answers; `entry` is the entry served, or that would have been (REFRESH, SHADOW)."""
+    """What a lookup answers; `entry` is the entry served, or that would have been (REFRESH, SHADOW).
+
+    probability: what the verifier says of the most probable entry; None where it was not asked, or failed.
+    """
 
     reason: LookupReason
     threshold: float
@@ -83,6 +90,7 @@ class LookupAnswer:
     response: bytes = b""
     content_type: str = ""
     distance: float | None = None
+    probability: float | None = None
     path: SearchPath | None = None
     candidates_examined: int = 0
     token: str = ""
@@ -97,7 +105,9 @@ class LookupAnswer:
 
 
 class _Found(NamedTuple):  # quicker to make than a dataclass
-    """The nearest entry and how it was found."""
+    """The entry that would be served and how it was found; without one, of the nearest.
+
+    probability: as in LookupAnswer."""
 
     match: Match | None
     reason: LookupReason
@@ -105,6 +115,7 @@ class _Found(NamedTuple):  # quicker to make than a dataclass
     path: SearchPath | None = None
     candidates_examined: int = 0
     query_code: NDArray[np.uint64] | None = None
+    probability: float | None = None
 
 
 class _Lookup(NamedTuple):
@@ -213,6 +224,7 @@ class SemanticCache:
             response=response if is_hit else b"",
             content_type=content_type if is_hit else "",
             distance=found.distance if found else None,
+            probability=found.probability if found else None,
             path=found.path if found else None,
             candidates_examined=found.candidates_examined if found else 0,
             token=token,
@@ -296,21 +308,29 @@ def _find_nearest(
     requests = []
     for lookup, vector in zip(lookups, vectors, strict=True):
         partitions = (lookup.partition,)
+        asks_consent = lookup.category.policy.min_probability is not None
         encoder_ids = state.index.encoder_ids(partitions)
         requests.append(
             SearchRequest(
                 partitions=partitions,
                 vector=vector,
                 codes=state.encoders.query_codes(vector, encoder_ids, modality=lookup.query.source.modality),
-                k=1,
+                k=SHORTLIST if asks_consent else 1,
                 now_ms=now_ms,
                 scope=scope_key(lookup.query.scope),
                 threshold=lookup.threshold,
                 radii=state.encoders.radii(encoder_ids, lookup.threshold),
+                with_vectors=asks_consent,
             )
         )
     results = state.index.search_batch(requests)
-    return [_nearest(state.index, request, result) for request, result in zip(requests, results, strict=True)]
+    found = [
+        _nearest(state.index, request, result) for request, result in zip(requests, results, strict=True)
+    ]
+    for i, request in enumerate(requests):
+        if request.with_vectors and found[i].match is not None:
+            found[i] = _consented(state, lookups[i], found[i], results[i])
+    return found
 
 
 def _nearest(index: VectorIndex, request: SearchRequest, result: SearchResult) -> _Found:
@@ -331,6 +351,22 @@ def _nearest(index: VectorIndex, request: SearchRequest, result: SearchResult) -
         path=result.path,
         candidates_examined=result.candidates_examined,
         query_code=next(iter(request.codes.values()), None),
+    )
+
+
+def _consented(state: CacheState, lookup: _Lookup, nearest: _Found, result: SearchResult) -> _Found:
+    """The entry within the threshold that the verifier consents to, in the place of the nearest."""
+    min_probability, source = lookup.category.policy.min_probability, lookup.query.source
+    assert min_probability is not None and lookup.vector is not None  # it was asked for, and searched for
+    verifier = state.verifiers.get(source.modality)
+    verdict = None
+    if verifier is not None:
+        verdict = most_probable(verifier, result.matches, vector=lookup.vector, text=source.text)
+    if verdict is None or verdict.probability < min_probability:
+        probability = None if verdict is None else verdict.probability
+        return nearest._replace(match=None, reason=LookupReason.UNVERIFIED, probability=probability)
+    return nearest._replace(
+        match=verdict.match, distance=verdict.match.cosine_distance, probability=verdict.probability
     )
 
 

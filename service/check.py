@@ -21,6 +21,7 @@ from service.database import reading
 from service.errors import NotFoundError
 from service.feed import damage_of, to_rows
 from service.keys import fingerprint_key
+from service.payload import is_payload_of
 from service.records import CacheRecord, EntryRecord
 from service.registry import ACTIVE, RETIRED
 from service.replica import CacheReplica, index_root, is_listed
@@ -30,10 +31,12 @@ from service.rows import (
     read_cache,
     read_categories,
     read_encoders,
+    read_verifiers,
     read_weights,
     scan_entries,
 )
 from service.tables import changes, entries, responses
+from service.verifiers import load_stored_verifier
 
 UNDECIDED_VALUE = 1e-5  # a bit whose value is nearer to 0 may fall on either side
 _CHUNK = 2_000
@@ -78,6 +81,7 @@ def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
     with reading(engine) as connection:
         record = read_cache(connection, cache)
         encoders, problems = _read_encoders(connection, record)
+        problems += _check_consent(connection, record)
         problems += _check_counters(connection, record)
         problems += _check_feed(connection, record)
         problems += _check_entries(connection, record, encoders)
@@ -110,6 +114,19 @@ def _read_encoders(connection: Connection, record: CacheRecord) -> tuple[_Encode
     labelling = [encoder for encoder in readable if encoder.label_bits is not None]
     damaged = frozenset(found.encoder_id for found in known) - set(by_id)
     return _Encoders(by_id, labelling, damaged), problems
+
+
+def _check_consent(connection: Connection, record: CacheRecord) -> Iterator[str]:
+    """Where a category asks for consent, there is a verifier to give it."""
+    active = [found for found in read_verifiers(connection, record.id) if found.state == ACTIVE]
+    for verifier in active:
+        try:
+            load_stored_verifier(connection, record, verifier)
+        except (HashingError, NotFoundError) as error:
+            yield f"verifier {verifier.verifier_id}: {error}"
+    for category in read_categories(connection, record.id):
+        if category.policy.min_probability is not None and not active:
+            yield f"category {category.name} asks for consent, and no verifier is active"
 
 
 def _check_counters(connection: Connection, record: CacheRecord) -> Iterator[str]:
@@ -310,7 +327,8 @@ def _differences(stored: KeyedRows, served: KeyedRows, encoders: _Encoders) -> I
     differing["code"] = _unequal_codes((key, rows), (served_key, served_rows), encoders)
     differing["label code"] = _unequal_label_codes((key, rows), (served_key, served_rows))
     differing["payload"] = np.array(
-        [rows.payloads[i] != served_rows.payloads[i] for i in range(len(rows))], dtype=np.bool_
+        [not is_payload_of(served_rows.payloads[i], rows.payloads[i]) for i in range(len(rows))],
+        dtype=np.bool_,
     )
     for what, mask in differing.items():
         yield from ((row_id, what) for row_id in common[mask].tolist())

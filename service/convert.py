@@ -113,6 +113,7 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         response=answer.response,
         content_type=answer.content_type,
         distance=answer.distance,
+        probability=answer.probability,
         threshold=answer.threshold,
         search_path=_PATHS[answer.path] if answer.path else pb.SEARCH_PATH_UNSPECIFIED,
         candidates_examined=answer.candidates_examined,

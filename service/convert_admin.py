@@ -27,18 +27,26 @@ from service.records import (
     JobRecord,
     ModalitySpec,
     Policy,
+    VerifierRecord,
 )
 
 DESCRIPTION_CHARACTERS = 256
 _EVICTIONS = {pb.EVICTION_UNSPECIFIED: "lru", pb.EVICTION_LRU: "lru", pb.EVICTION_LFU: "lfu"}
 _EVICTION_NUMBERS = {"lru": pb.EVICTION_LRU, "lfu": pb.EVICTION_LFU}
-_POLICY_FIELDS = ("threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow")
+_POLICY_FIELDS = (
+    *("threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow"),
+    "min_probability",
+)
 _POLICY_COLUMNS = {"ttl": "ttl_ms"}
 _ENCODER_STATES = {
     "candidate": pb.Encoder.STATE_CANDIDATE,
     "active": pb.Encoder.STATE_ACTIVE,
     "retired": pb.Encoder.STATE_RETIRED,
     "rejected": pb.Encoder.STATE_REJECTED,
+}
+_VERIFIER_STATES = {
+    "candidate": pb.Verifier.STATE_CANDIDATE,
+    "active": pb.Verifier.STATE_ACTIVE,
 }
 _JOB_STATES = {
     "queued": pb.Job.STATE_QUEUED,
@@ -135,6 +143,7 @@ def from_category(cache: str, record: CategoryRecord) -> pb.Category:
         max_bytes=policy.max_bytes,
         eviction=_EVICTION_NUMBERS[policy.eviction],
         shadow=policy.shadow,
+        min_probability=policy.min_probability,
         entry_count=record.entry_count,
         size_bytes=record.size_bytes,
         hit_count=record.hit_count,
@@ -188,6 +197,28 @@ def from_encoder(cache: str, record: EncoderRecord, *, code_bits: int) -> pb.Enc
     )
 
 
+def to_min_probability(category: pb.Category) -> float:
+    """The probability at which a verifier consents. Raises: InvalidRequestError."""
+    if not 0 < category.min_probability <= 1:  # nor NaN
+        raise InvalidRequestError(
+            f"min_probability must be in (0, 1], is {category.min_probability}",
+            reason="INVALID_PROBABILITY",
+            field="min_probability",
+        )
+    return category.min_probability
+
+
+def from_verifier(cache: str, record: VerifierRecord) -> pb.Verifier:
+    """A verifier."""
+    return pb.Verifier(
+        name=child_name(cache, "verifiers", record.verifier_id),
+        state=_VERIFIER_STATES[record.state],
+        modality=record.modality,
+        metrics=record.metrics,
+        create_time=to_timestamp(record.create_ms),
+    )
+
+
 def to_job_kind(job: pb.Job) -> str:
     """The kind of a new job. Raises: InvalidRequestError."""
     if job.kind not in _JOB_KINDS:
@@ -228,5 +259,6 @@ def _policy_values(category: pb.Category, fields: Sequence[str]) -> dict[str, An
         "max_bytes": category.max_bytes,
         "eviction": _EVICTIONS[category.eviction],
         "shadow": category.shadow,
+        "min_probability": to_min_probability(category) if category.HasField("min_probability") else None,
     }
     return {_POLICY_COLUMNS.get(field, field): values[field] for field in fields}

@@ -135,7 +135,10 @@ def _rows(cache: CacheRecord, records: Sequence[EntryRecord]) -> Rows:
         scopes=np.array([scope_key(record.scope) for record in records], dtype=np.uint64),
         fingerprints=fingerprints,
         expire_times=np.array([record.expire_ms for record in records], dtype=np.int64),
-        payloads=[pack_payload(record.name, record.content_type, record.response) for record in records],
+        payloads=[
+            pack_payload(record.name, record.content_type, record.response, text=record.text)
+            for record in records
+        ],
     )
 
 

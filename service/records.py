@@ -46,9 +46,13 @@ class CacheRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What an operator sets of a category. `threshold` is a cosine distance; 0 in a limit means none."""
+    """What an operator sets of a category. `threshold` is a cosine distance; 0 in a limit means none.
+
+    min_probability: in (0, 1], at which a verifier consents to a hit; None: none is asked.
+    """
 
     threshold: float = 0.10
+    min_probability: float | None = None
     ttl_ms: int | None = None
     ttl_mode: str = "absolute"  # | "sliding"
     max_entries: int = 0
@@ -178,6 +182,17 @@ class EncoderRecord:
     class_count: int
     metrics: Mapping[str, float]
     reason: str
+    create_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierRecord:
+    """One row of `verifiers`, without its weights."""
+
+    verifier_id: str
+    modality: str
+    state: str  # candidate | active
+    metrics: Mapping[str, float]
     create_ms: int
 
 

@@ -22,7 +22,7 @@ from service.errors import (
 )
 from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
-from service.rows import read_cache, read_category, read_encoder, read_weights
+from service.rows import read_cache, read_category, read_encoder, read_verifiers, read_weights
 from service.tables import caches, calibrations, categories, class_codes, encoders, entries
 
 ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
@@ -96,8 +96,15 @@ def delete_cache(connection: Connection, name: str, *, etag: str) -> None:
 def create_category(
     connection: Connection, cache: str, name: str, *, policy: Policy, now_ms: int
 ) -> CategoryRecord:
-    """Create a category. Raises: NotFoundError, AlreadyExistsError."""
+    """Create a category.
+
+    Raises:
+        NotFoundError: no such cache.
+        AlreadyExistsError: the name is taken.
+        PreconditionError: it asks for consent, and no verifier is active.
+    """
     owner = _lock_named(connection, cache)
+    _check_consent(connection, owner, policy.min_probability)
     values = {
         "cache_id": owner.id,
         "name": name,
@@ -120,10 +127,11 @@ def create_category(
 def update_category(
     connection: Connection, cache: str, name: str, *, etag: str, changed: Mapping[str, Any]
 ) -> CategoryRecord:
-    """Change fields of the policy. Raises: NotFoundError, ConflictError."""
+    """Change fields of the policy. Raises: NotFoundError, ConflictError, PreconditionError as above."""
     owner = _lock_named(connection, cache)
     category = read_category(connection, owner, name)
     check_etag(category.version, etag, name=child_name(cache, "categories", name))
+    _check_consent(connection, owner, changed.get("min_probability"))
     values = {**changed, "version": categories.c.version + 1}
     connection.execute(update(categories).where(categories.c.id == category.id).values(**values))
     bump_config(connection, owner.id)
@@ -208,7 +216,7 @@ def activate_encoder(
         PreconditionError: it was rejected, its class codes are not those issued, or its instance codes would
             be one set too many.
     """
-    cache = _lock_cache(connection, cache_id)
+    cache = lock_cache(connection, cache_id)
     encoder = read_encoder(connection, cache, encoder_id)
     full_name = child_name(cache.name, "encoders", encoder_id)
     if encoder.state == REJECTED:
@@ -223,7 +231,7 @@ def activate_encoder(
 
 def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
     """Make the encoder active that was so before. Raises: PreconditionError."""
-    cache = _lock_cache(connection, cache_id)
+    cache = lock_cache(connection, cache_id)
     if cache.active_encoder_id is None:
         raise PreconditionError("the cache has no active encoder", reason="NO_ACTIVE_ENCODER")
     active = read_encoder(connection, cache, cache.active_encoder_id)
@@ -259,6 +267,15 @@ def bump_config(connection: Connection, cache_id: int) -> None:
     """Tell every replica to read the cache's settings again."""
     changed = {"config_version": caches.c.config_version + 1}
     connection.execute(update(caches).where(caches.c.id == cache_id).values(**changed))
+
+
+def lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
+    """Lock a cache before anything of it is read that must not change. Raises: NotFoundError."""
+    query = select(caches.c.name).where(caches.c.id == cache_id).with_for_update()
+    name = connection.execute(query).scalar_one_or_none()
+    if name is None:
+        raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
+    return read_cache(connection, name)
 
 
 def check_etag(version: int, etag: str, *, name: str) -> None:
@@ -299,12 +316,15 @@ def _lock_named(connection: Connection, name: str) -> CacheRecord:
     return read_cache(connection, name)
 
 
-def _lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
-    query = select(caches.c.name).where(caches.c.id == cache_id).with_for_update()
-    name = connection.execute(query).scalar_one_or_none()
-    if name is None:
-        raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
-    return read_cache(connection, name)
+def _check_consent(connection: Connection, cache: CacheRecord, min_probability: float | None) -> None:
+    if min_probability is None:
+        return
+    if all(verifier.state != ACTIVE for verifier in read_verifiers(connection, cache.id)):
+        raise PreconditionError(
+            f"min_probability asks for a verifier's consent, and {cache_name(cache.name)} has no active one:"
+            " train one with `nearhit train-verifier --activate`",
+            reason="NO_ACTIVE_VERIFIER",
+        )
 
 
 def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id: str, *, most: int) -> None:

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, select
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, select
 from hashing.checkpoint import load_encoder
 from hashing.errors import HashingError
 from hashing.inference import Encoder
+from hashing.verifier import Verifier
 from index.config import IndexConfig
 from index.errors import DamagedFileError, DamagedGenerationError, IndexFault
 from index.manifest import current_generation, open_generation, read_manifest
@@ -23,12 +24,20 @@ from index.vector_index import VectorIndex
 from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
-from service.errors import NotCaughtUpError
+from service.errors import NotCaughtUpError, NotFoundError
 from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
+from service.registry import ACTIVE
 from service.row_scan import scan_segment_rows
-from service.rows import category_not_found, read_cache_by_id, read_categories, read_weights
+from service.rows import (
+    category_not_found,
+    read_cache_by_id,
+    read_categories,
+    read_verifiers,
+    read_weights,
+)
 from service.tables import caches, calibrations, generations
+from service.verifiers import load_stored_verifier
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +57,17 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """What a request works on: one reference, never changed, only replaced."""
+    """What a request works on: one reference, never changed, only replaced.
+
+    verifiers: the active one of each modality, but for those that cannot be loaded.
+    """
 
     record: CacheRecord
     categories: Mapping[str, CategoryRecord]
     category_names: Mapping[int, str]
     encoders: EncoderSet
     index: VectorIndex
+    verifiers: Mapping[str, Verifier] = field(default_factory=dict)
 
     def category(self, name: str) -> CategoryRecord:
         """The category of that name. Raises: NotFoundError."""
@@ -254,12 +267,32 @@ class CacheReplica:
             record=record,
             categories={category.name: category for category in found},
             category_names={category.id: category.name for category in found},
+            verifiers=self._read_verifiers(connection, record, state.verifiers),
         )
         # The ones that stored rows need, and the active one; earlier ones are let go.
         wanted = set(state.index.encoder_ids(state.index.partitions))
         if record.active_encoder_id is not None:
             wanted.add(record.active_encoder_id)
         return replace(state, encoders=self._read_encoders(connection, record, state.encoders, wanted))
+
+    def _read_verifiers(
+        self, connection: Connection, record: CacheRecord, known: Mapping[str, Verifier]
+    ) -> dict[str, Verifier]:
+        """The active verifiers by modality. One that cannot be loaded is left out and named: a lookup that
+        needs its consent is then a miss, everything else goes on."""
+        loaded: dict[str, Verifier] = {}
+        for verifier in read_verifiers(connection, record.id):
+            if verifier.state != ACTIVE:
+                continue
+            served = known.get(verifier.modality)
+            if served is not None and served.verifier_id == verifier.verifier_id:
+                loaded[verifier.modality] = served
+                continue
+            try:
+                loaded[verifier.modality] = load_stored_verifier(connection, record, verifier)
+            except (HashingError, NotFoundError) as error:
+                logger.warning("verifier %s of %s cannot serve: %s", verifier.verifier_id, record.name, error)
+        return loaded
 
     def _load_encoders(self, connection: Connection, encoder_ids: Iterable[str | None]) -> None:
         """Have the encoders of rows at hand before the rows are served."""

@@ -25,7 +25,7 @@ SCAN_ROWS = 5_000  # rows read at once, responses included
 _INDEX_COLUMNS = [
     entries.c[name]
     for name in (
-        *("id", "category_id", "modality", "encoder_id", "name", "scope", "fingerprint_key"),
+        *("id", "category_id", "modality", "encoder_id", "name", "scope", "fingerprint_key", "text"),
         *("vector", "code", "label_code", "expire_ms"),
     )
 ] + [responses.c.body, responses.c.content_type]
@@ -78,7 +78,7 @@ def _segment_rows(cache: CacheRecord, key: SegmentKey, found: Sequence[Row[Any]]
     if not np.isfinite(vectors).all():
         return None
     label_codes[label_mask] = labelled
-    packed = zip(columns["name"], columns["content_type"], columns["body"], strict=True)
+    served = (columns[name] for name in ("name", "content_type", "body", "text"))
     return Rows(
         entry_ids=np.array(columns["id"], dtype=np.int64),
         vectors=vectors,
@@ -88,7 +88,10 @@ def _segment_rows(cache: CacheRecord, key: SegmentKey, found: Sequence[Row[Any]]
         scopes=np.array([scope_key(scope) for scope in columns["scope"]], dtype=np.uint64),
         fingerprints=_as_words(keys, word_count=2),
         expire_times=expire_times,
-        payloads=[pack_payload(*parts) for parts in packed],
+        payloads=[
+            pack_payload(name, content_type, response, text=text)
+            for name, content_type, response, text in zip(*served, strict=True)
+        ],
     )
 
 

@@ -16,8 +16,9 @@ from service.records import (
     JobRecord,
     ModalitySpec,
     Policy,
+    VerifierRecord,
 )
-from service.tables import caches, categories, encoders, entries, entry_tags, jobs, responses
+from service.tables import caches, categories, encoders, entries, entry_tags, jobs, responses, verifiers
 
 _CHUNK = 1_000
 _PAGE_CHUNK = 64
@@ -26,6 +27,7 @@ _ENTRY_COLUMNS = [
     entries.c[name] for name in EntryRecord.__dataclass_fields__ if name in entries.c and name != "labels"
 ] + [entries.c.labels]
 _ENCODER_COLUMNS = [encoders.c[name] for name in EncoderRecord.__dataclass_fields__]
+_VERIFIER_COLUMNS = [verifiers.c[name] for name in VerifierRecord.__dataclass_fields__]
 _POLICY_COLUMNS = tuple(Policy.__dataclass_fields__)
 
 
@@ -104,6 +106,37 @@ def read_weights(connection: Connection, cache_id: int, encoder_id: str) -> byte
     weights: bytes | None = connection.execute(query).scalar()
     if weights is None:
         raise NotFoundError(f"encoder {encoder_id} does not exist", reason="ENCODER_NOT_FOUND")
+    return weights
+
+
+def read_verifiers(connection: Connection, cache_id: int) -> list[VerifierRecord]:
+    """A cache's verifiers, newest first."""
+    query = (
+        select(*_VERIFIER_COLUMNS)
+        .where(verifiers.c.cache_id == cache_id)
+        .order_by(verifiers.c.create_ms.desc(), verifiers.c.verifier_id)
+    )
+    return [VerifierRecord(**row._mapping) for row in connection.execute(query)]
+
+
+def read_verifier(connection: Connection, cache: CacheRecord, verifier_id: str) -> VerifierRecord:
+    """One verifier. Raises: NotFoundError."""
+    for record in read_verifiers(connection, cache.id):
+        if record.verifier_id == verifier_id:
+            return record
+    raise NotFoundError(
+        f"{child_name(cache.name, 'verifiers', verifier_id)} does not exist", reason="VERIFIER_NOT_FOUND"
+    )
+
+
+def read_verifier_weights(connection: Connection, cache_id: int, verifier_id: str) -> bytes:
+    """What `dump_verifier` made. Raises: NotFoundError."""
+    query = select(verifiers.c.weights).where(
+        verifiers.c.cache_id == cache_id, verifiers.c.verifier_id == verifier_id
+    )
+    weights: bytes | None = connection.execute(query).scalar()
+    if weights is None:
+        raise NotFoundError(f"verifier {verifier_id} does not exist", reason="VERIFIER_NOT_FOUND")
     return weights
 
 

@@ -75,6 +75,7 @@ categories = Table(
     _cache_ref(),
     Column("name", String(63), nullable=False),
     Column("threshold", Float(53), nullable=False),  # cosine distance
+    Column("min_probability", Float(53)),  # at which a verifier consents to a hit; None: it is not asked
     Column("ttl_ms", BigInteger),
     Column("ttl_mode", String(8), nullable=False),
     Column("max_entries", BigInteger, nullable=False),  # 0: no limit
@@ -194,6 +195,19 @@ calibrations = Table(
     _cache_ref(primary_key=True),
     Column("query_encoder_id", String(32), primary_key=True),
     Column("segment_encoder_id", String(32), primary_key=True),
+    Column("create_ms", BigInteger, nullable=False),
+)
+
+# Second opinions on hits; of each modality at most one is active.
+verifiers = Table(
+    "verifiers",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("verifier_id", String(32), primary_key=True),
+    Column("modality", String(32), nullable=False),  # of the embeddings that it reads
+    Column("state", String(16), nullable=False),
+    Column("weights", LargeBinary, nullable=False),
+    Column("metrics", JSON, nullable=False),
     Column("create_ms", BigInteger, nullable=False),
 )
 

@@ -314,7 +314,8 @@ class Client:
         etag: str = "",
         **policy: Any,
     ) -> pb.Category:
-        """Change the given fields of a category's policy, and no other; `without_ttl` removes the ttl.
+        """Change the given fields of a category's policy, and no other; None stands for a field's default,
+        `without_ttl` removes the ttl.
 
         Raises: ValueError: no field is given, or a ttl that is to be removed.
         """

@@ -18,7 +18,7 @@ from service.database import reading
 from service.errors import InvalidRequestError
 from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child
 from service.paging import page_of
-from service.records import JobRecord
+from service.records import JobRecord, VerifierRecord
 from service.rows import (
     read_cache,
     read_caches,
@@ -26,8 +26,10 @@ from service.rows import (
     read_category,
     read_encoders,
     read_jobs,
+    read_verifiers,
 )
 from service.transaction import CacheTransaction
+from service.verifiers import activate_verifier, deactivate_verifier
 
 T = TypeVar("T")
 
@@ -214,6 +216,36 @@ class AdminServicer(AdminServiceServicer):
 
         return self._write(roll_back, context)
 
+    def ListVerifiers(
+        self, request: admin_pb.ListVerifiersRequest, context: grpc.ServicerContext
+    ) -> admin_pb.ListVerifiersResponse:
+        """List a cache's verifiers, newest first."""
+        cache = parse_cache(request.parent)
+        with reading(self._app.engine) as connection:
+            found = read_verifiers(connection, read_cache(connection, cache).id)
+        page, token = page_of(
+            found,
+            listing=f"{request.parent}/verifiers",
+            token=request.page_token,
+            size=page_size(request.page_size),
+            key=lambda record: record.verifier_id,
+        )
+        return admin_pb.ListVerifiersResponse(
+            verifiers=[convert.from_verifier(cache, record) for record in page], next_page_token=token
+        )
+
+    def ActivateVerifier(
+        self, request: admin_pb.ActivateVerifierRequest, context: grpc.ServicerContext
+    ) -> pb.Verifier:
+        """Make a verifier the active one of its modality."""
+        return self._set_verifier(request.name, activate_verifier, context)
+
+    def DeactivateVerifier(
+        self, request: admin_pb.DeactivateVerifierRequest, context: grpc.ServicerContext
+    ) -> pb.Verifier:
+        """Make a verifier a candidate again."""
+        return self._set_verifier(request.name, deactivate_verifier, context)
+
     def CreateJob(self, request: admin_pb.CreateJobRequest, context: grpc.ServicerContext) -> pb.Job:
         """Queue a job."""
         cache = parse_cache(request.parent)
@@ -259,6 +291,18 @@ class AdminServicer(AdminServiceServicer):
             return jobs.cancel(connection, read_cache(connection, cache), name, now_ms=clock_ms())
 
         return convert.from_job(cache, self._write(cancel, context))
+
+    def _set_verifier(
+        self,
+        name: str,
+        change: Callable[[Connection, int, str], VerifierRecord],
+        context: grpc.ServicerContext,
+    ) -> pb.Verifier:
+        cache, verifier_id = parse_child(name, "verifiers")
+        record = self._write(
+            lambda connection: change(connection, read_cache(connection, cache).id, verifier_id), context
+        )
+        return convert.from_verifier(cache, record)
 
     def _write(self, change: Callable[[Connection], T], context: grpc.ServicerContext) -> T:
         answer = self._app.writer.submit_registry(change)

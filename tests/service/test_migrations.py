@@ -38,6 +38,15 @@ def test_migrated_schema_differs_in_nothing_from_the_declared_tables(engine: Eng
         assert compare_metadata(context, tables.metadata) == []
 
 
+def test_category_of_before_there_were_verifiers_asks_for_no_consent(engine: Engine) -> None:
+    cache = make_cache(engine)
+    faq = cache.category("faq", threshold=0.25)
+    migrate(engine, revision="0001")
+    migrate(engine)
+    policy = cache.categories()[faq].policy
+    assert (policy.threshold, policy.min_probability) == (0.25, None)
+
+
 def test_check_refuses_an_empty_database(empty_engine: Engine) -> None:
     with pytest.raises(MigrationError, match="none"):
         check_schema(empty_engine)

@@ -174,6 +174,36 @@ class RollbackEncoderRequest(_message.Message):
     parent: str
     def __init__(self, parent: _Optional[str] = ...) -> None: ...
 
+class ListVerifiersRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListVerifiersResponse(_message.Message):
+    __slots__ = ("verifiers", "next_page_token")
+    VERIFIERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    verifiers: _containers.RepeatedCompositeFieldContainer[_resources_pb2.Verifier]
+    next_page_token: str
+    def __init__(self, verifiers: _Optional[_Iterable[_Union[_resources_pb2.Verifier, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ActivateVerifierRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeactivateVerifierRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "job")
     PARENT_FIELD_NUMBER: _ClassVar[int]

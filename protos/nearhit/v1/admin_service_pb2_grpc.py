@@ -107,6 +107,21 @@ class AdminServiceStub(object):
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.RollbackEncoderRequest.SerializeToString,
                 response_deserializer=nearhit_dot_v1_dot_resources__pb2.Encoder.FromString,
                 _registered_method=True)
+        self.ListVerifiers = channel.unary_unary(
+                '/nearhit.v1.AdminService/ListVerifiers',
+                request_serializer=nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersRequest.SerializeToString,
+                response_deserializer=nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersResponse.FromString,
+                _registered_method=True)
+        self.ActivateVerifier = channel.unary_unary(
+                '/nearhit.v1.AdminService/ActivateVerifier',
+                request_serializer=nearhit_dot_v1_dot_admin__service__pb2.ActivateVerifierRequest.SerializeToString,
+                response_deserializer=nearhit_dot_v1_dot_resources__pb2.Verifier.FromString,
+                _registered_method=True)
+        self.DeactivateVerifier = channel.unary_unary(
+                '/nearhit.v1.AdminService/DeactivateVerifier',
+                request_serializer=nearhit_dot_v1_dot_admin__service__pb2.DeactivateVerifierRequest.SerializeToString,
+                response_deserializer=nearhit_dot_v1_dot_resources__pb2.Verifier.FromString,
+                _registered_method=True)
         self.CreateJob = channel.unary_unary(
                 '/nearhit.v1.AdminService/CreateJob',
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.CreateJobRequest.SerializeToString,
@@ -232,6 +247,29 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVerifiers(self, request, context):
+        """Lists a cache's verifiers, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateVerifier(self, request, context):
+        """Makes a verifier the active one of its modality, in the place of another. One whose weights are damaged:
+        FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeactivateVerifier(self, request, context):
+        """Makes a verifier a candidate again; FAILED_PRECONDITION while it is active and a category of the cache sets
+        `min_probability`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateJob(self, request, context):
         """Queues a job; one that is queued already is returned instead of a second.
         """
@@ -332,6 +370,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RollbackEncoder,
                     request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.RollbackEncoderRequest.FromString,
                     response_serializer=nearhit_dot_v1_dot_resources__pb2.Encoder.SerializeToString,
+            ),
+            'ListVerifiers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVerifiers,
+                    request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersRequest.FromString,
+                    response_serializer=nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersResponse.SerializeToString,
+            ),
+            'ActivateVerifier': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateVerifier,
+                    request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.ActivateVerifierRequest.FromString,
+                    response_serializer=nearhit_dot_v1_dot_resources__pb2.Verifier.SerializeToString,
+            ),
+            'DeactivateVerifier': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeactivateVerifier,
+                    request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.DeactivateVerifierRequest.FromString,
+                    response_serializer=nearhit_dot_v1_dot_resources__pb2.Verifier.SerializeToString,
             ),
             'CreateJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJob,
@@ -733,6 +786,87 @@ class AdminService(object):
             '/nearhit.v1.AdminService/RollbackEncoder',
             nearhit_dot_v1_dot_admin__service__pb2.RollbackEncoderRequest.SerializeToString,
             nearhit_dot_v1_dot_resources__pb2.Encoder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVerifiers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.AdminService/ListVerifiers',
+            nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersRequest.SerializeToString,
+            nearhit_dot_v1_dot_admin__service__pb2.ListVerifiersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateVerifier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.AdminService/ActivateVerifier',
+            nearhit_dot_v1_dot_admin__service__pb2.ActivateVerifierRequest.SerializeToString,
+            nearhit_dot_v1_dot_resources__pb2.Verifier.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeactivateVerifier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.AdminService/DeactivateVerifier',
+            nearhit_dot_v1_dot_admin__service__pb2.DeactivateVerifierRequest.SerializeToString,
+            nearhit_dot_v1_dot_resources__pb2.Verifier.FromString,
             options,
             channel_credentials,
             insecure,

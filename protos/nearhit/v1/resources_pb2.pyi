@@ -86,7 +86,7 @@ class Modality(_message.Message):
     def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ...) -> None: ...
 
 class Category(_message.Message):
-    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count")
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability")
     NAME_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class Category(_message.Message):
     MISS_COUNT_FIELD_NUMBER: _ClassVar[int]
     SHADOW_HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
     BYPASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     threshold: float
     ttl: _duration_pb2.Duration
@@ -119,7 +120,8 @@ class Category(_message.Message):
     miss_count: int
     shadow_hit_count: int
     bypass_count: int
-    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ...) -> None: ...
+    min_probability: float
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder")
@@ -215,6 +217,35 @@ class Encoder(_message.Message):
     reason: str
     create_time: _timestamp_pb2.Timestamp
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Encoder.State, str]] = ..., parent: _Optional[str] = ..., code_bits: _Optional[int] = ..., label_bits: _Optional[int] = ..., class_count: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., reason: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Verifier(_message.Message):
+    __slots__ = ("name", "state", "modality", "metrics", "create_time")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Verifier.State]
+        STATE_CANDIDATE: _ClassVar[Verifier.State]
+        STATE_ACTIVE: _ClassVar[Verifier.State]
+    STATE_UNSPECIFIED: Verifier.State
+    STATE_CANDIDATE: Verifier.State
+    STATE_ACTIVE: Verifier.State
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: Verifier.State
+    modality: str
+    metrics: _containers.ScalarMap[str, float]
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Verifier.State, str]] = ..., modality: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("name", "kind", "state", "report", "error", "create_time", "end_time")

@@ -32,6 +32,7 @@ class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_REASON_BYPASS: _ClassVar[LookupReason]
     LOOKUP_REASON_REFRESH: _ClassVar[LookupReason]
     LOOKUP_REASON_SHADOW: _ClassVar[LookupReason]
+    LOOKUP_REASON_UNVERIFIED: _ClassVar[LookupReason]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -54,6 +55,7 @@ LOOKUP_REASON_NO_CANDIDATE: LookupReason
 LOOKUP_REASON_BYPASS: LookupReason
 LOOKUP_REASON_REFRESH: LookupReason
 LOOKUP_REASON_SHADOW: LookupReason
+LOOKUP_REASON_UNVERIFIED: LookupReason
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_RIGHT: Verdict
 VERDICT_WRONG: Verdict
@@ -78,7 +80,7 @@ class LookupRequest(_message.Message):
     def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us")
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +94,7 @@ class LookupResponse(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     outcome: LookupOutcome
     reason: LookupReason
     entry: str
@@ -105,7 +108,8 @@ class LookupResponse(_message.Message):
     generation: str
     seq: int
     latency_us: int
-    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ...) -> None: ...
+    probability: float
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class BatchLookupRequest(_message.Message):
     __slots__ = ("parent", "requests")

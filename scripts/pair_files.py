@@ -1,0 +1,101 @@
+"""Files of labelled pairs: .npz of embeddings and row numbers, .jsonl of texts."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.arguments import CommandError
+
+PAIR_KEYS = ("a", "b", "label")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    BadZipFile,
+    zlib.error,
+    TypeError,
+)  # TypeError: a .npy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddedPairs:
+    """embeddings: [n, dim]; pairs: [p, 3] of row, row, label, both as they are in the file; texts: of the
+    rows, None where the file has none."""
+
+    embeddings: NDArray[Any]
+    pairs: NDArray[Any]
+    texts: list[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextPairs:
+    """texts: distinct ones; pairs: int64 [p, 3] of text, text, 1 (same) or 0."""
+
+    texts: list[str]
+    pairs: NDArray[np.int64]
+
+
+def read_embedded_pairs(path: Path) -> EmbeddedPairs:
+    """Read a .npz of `embeddings`, `pairs` and, where it has them, `text`. Raises: CommandError."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            texts = archive["text"] if "text" in archive.files else None
+            embeddings, pairs = archive["embeddings"], archive["pairs"]
+    except _UNREADABLE as error:
+        raise CommandError(f"{path}: no .npz of embeddings and pairs: {error}") from error
+    if texts is not None and (texts.dtype.kind != "U" or texts.ndim != 1):
+        raise CommandError(f"{path}: text must be strings [n], is {texts.dtype}{list(texts.shape)}")
+    return EmbeddedPairs(
+        embeddings=embeddings, pairs=pairs, texts=None if texts is None else [str(text) for text in texts]
+    )
+
+
+def read_text_pairs(path: Path) -> TextPairs:
+    """Read a .jsonl of objects: texts "a" and "b", and "label", 1 (same) or 0. Raises: CommandError."""
+    rows: dict[str, int] = {}
+    pairs: list[tuple[int, int, int]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    first, second, label = _read_pair(line, place=f"{path}, line {number}")
+                    pairs.append(
+                        (rows.setdefault(first, len(rows)), rows.setdefault(second, len(rows)), label)
+                    )
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {error}") from error
+    if not pairs:
+        raise CommandError(f"{path}: holds no pairs")
+    return TextPairs(texts=list(rows), pairs=np.array(pairs, dtype=np.int64))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises: CommandError."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def _read_pair(line: str, *, place: str) -> tuple[str, str, int]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise CommandError(f"{place}: is not JSON: {error}") from error
+    if not isinstance(row, Mapping) or any(key not in row for key in PAIR_KEYS):
+        raise CommandError(f"{place}: needs {', '.join(PAIR_KEYS)}")
+    first, second, label = (row[key] for key in PAIR_KEYS)
+    for text in (first, second):
+        if not isinstance(text, str) or not text.strip():
+            raise CommandError(f"{place}: a and b must be texts, not {text!r}")
+    if label not in (0, 1):
+        raise CommandError(f"{place}: label must be 1 (same) or 0, not {label!r}")
+    return first, second, int(label)

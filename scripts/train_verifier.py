@@ -1,0 +1,149 @@
+"""Train a verifier: a second stage that tells with what probability two texts may share an answer.
+
+It learns from a file of labelled pairs (needs the extra `train`): a .npz of embeddings and row numbers, with
+the texts in it or in --texts where they are known, or a .jsonl of {"a": text, "b": text, "label": 1 or 0},
+which the configured embedder embeds. The verifier becomes a candidate; --activate makes it the one that
+lookups ask in categories with a `min_probability`.
+
+Examples:
+  nearhit train-verifier --cache faq --pairs pairs.npz --texts questions.txt --activate
+  nearhit train-verifier --cache faq --pairs pairs.jsonl --config nearhit.toml
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.trainer import Progress
+from hashing.verifier import Verifier
+from scripts.arguments import CommandError, ProgressBars, add_config, add_json, print_result, read_config
+from scripts.pair_files import EmbeddedPairs, read_embedded_pairs, read_lines, read_text_pairs
+from service.application import clock_ms
+from service.coding import normalise
+from service.config import EmbedderConfig
+from service.database import check_schema, open_engine, reading, writing
+from service.embedder import Embedder
+from service.embedding import DEFAULT_MODALITY, Input, check_input
+from service.payload import known_text
+from service.records import CacheRecord
+from service.rows import read_cache
+from service.verifiers import activate_verifier, register_verifier
+
+_EMBED_SECONDS = 120.0  # for one batch; nobody waits for it as a lookup does
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_config(parser)
+    add_json(parser)
+    parser.add_argument("--cache", required=True)
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help=".npz: embeddings [n, dim], pairs [p, 3] of row, row, 1 (same) or 0, maybe text [n]; or .jsonl",
+    )
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="line i is the text of row i of a .npz")
+    parser.add_argument("--modality", default=DEFAULT_MODALITY, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--activate", action="store_true", help="use it at once")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train."""
+    config = read_config(arguments)
+    engine = open_engine(config.store)
+    check_schema(engine)
+    with reading(engine) as connection:
+        cache = read_cache(connection, arguments.cache)
+    progress = ProgressBars(silent=arguments.json)
+    pairs = _read_pairs(arguments, cache, config.embedder, progress=progress)
+    trained = _train(pairs, seed=arguments.seed, progress=progress)
+    progress.close()
+    with writing(engine) as connection:
+        verifier = register_verifier(
+            connection, cache, trained, modality=arguments.modality, now_ms=clock_ms()
+        )
+        if arguments.activate:
+            verifier = activate_verifier(connection, cache.id, verifier.verifier_id)
+    print_result(
+        {
+            "verifier": verifier.verifier_id,
+            "state": verifier.state,
+            "modality": verifier.modality,
+            "with_texts": pairs.texts is not None,
+            **{name: round(value, 4) for name, value in sorted(verifier.metrics.items())},
+        },
+        as_json=arguments.json,
+    )
+    return 0
+
+
+def _train(pairs: EmbeddedPairs, *, seed: int, progress: Progress) -> Verifier:
+    """Raises: CommandError without torch or scikit-learn; ConfigError; TrainingDataError."""
+    try:
+        from hashing.deep.verifier import VerifierConfig, train_verifier
+    except ImportError as error:
+        raise CommandError("needs the extra `train`: pip install nearhit[train]") from error
+    return train_verifier(
+        normalise(pairs.embeddings.astype(np.float32)),
+        pairs.pairs,
+        # As lookups show them to it.
+        texts=None if pairs.texts is None else [known_text(text) for text in pairs.texts],
+        config=VerifierConfig(seed=seed),
+        progress=progress,
+    )
+
+
+def _read_pairs(
+    arguments: argparse.Namespace, cache: CacheRecord, config: EmbedderConfig, *, progress: Progress
+) -> EmbeddedPairs:
+    """Pairs of rows in the cache's space. Raises: CommandError, ServiceError."""
+    modality, path = arguments.modality, arguments.pairs
+    spec = cache.modalities.get(modality)
+    if spec is None:
+        raise CommandError(f"cache {cache.name} has no modality {modality!r}")
+    if path.suffix == ".jsonl":
+        if arguments.texts is not None:
+            raise CommandError("--texts goes with a .npz: a .jsonl holds its texts")
+        return _embedded(path, cache, config, modality=modality, progress=progress)
+    pairs = read_embedded_pairs(path)
+    shape = list(pairs.embeddings.shape)
+    if len(shape) != 2 or shape[1] != spec.dim or pairs.embeddings.dtype.kind != "f":
+        raise CommandError(
+            f"{path}: embeddings are {pairs.embeddings.dtype}{shape}, the cache's are floats [n, {spec.dim}]"
+        )
+    texts = pairs.texts if arguments.texts is None else read_lines(arguments.texts)
+    if texts is not None and len(texts) != shape[0]:
+        source = path if arguments.texts is None else arguments.texts
+        raise CommandError(f"{source}: {len(texts)} texts for {shape[0]} rows")
+    return EmbeddedPairs(embeddings=pairs.embeddings, pairs=pairs.pairs, texts=texts)
+
+
+def _embedded(
+    path: Path, cache: CacheRecord, config: EmbedderConfig, *, modality: str, progress: Progress
+) -> EmbeddedPairs:
+    """The texts of a .jsonl through the embedder that lookups are embedded by."""
+    if modality != DEFAULT_MODALITY:
+        raise CommandError(f"texts cannot be embedded for modality {modality!r}: give a .npz")
+    if not config.model:
+        raise CommandError(f"{path}: no [embedder] model is configured to embed its texts by: give a .npz")
+    pairs = read_text_pairs(path)
+    patient = replace(config, timeout_seconds=_EMBED_SECONDS, max_wait_seconds=_EMBED_SECONDS)
+    embedder = Embedder(patient)
+    try:
+        made = embedder.start()
+        check_input(cache, Input(embedding=np.zeros(made.dim, np.float32), embedder_id=made.embedder_id))
+        parts: list[NDArray[Any]] = []
+        for start in range(0, len(pairs.texts), config.max_texts):
+            batch = pairs.texts[start : start + config.max_texts]
+            parts.append(embedder.embed(batch, timeout_seconds=_EMBED_SECONDS))
+            progress("embed", start + len(batch), len(pairs.texts))
+    finally:
+        embedder.stop()
+    return EmbeddedPairs(embeddings=np.concatenate(parts), pairs=pairs.pairs, texts=pairs.texts)
