@@ -161,7 +161,7 @@ def _training_set(
     rows = _rows_by_modality(arguments)
     main = next(iter(rows), arguments.modality)
     if arguments.pairs is not None:
-        labelled = read_pairs(arguments.pairs, rows=rows.get(main), embedder=config.embedder)
+        labelled = read_pairs(arguments.pairs, rows=rows.get(main), embedder=config.embedder, cache=cache)
         rows = {main: labelled.rows, **{name: own for name, own in rows.items() if name != main}}
         pairs = labelled.pairs
     else:

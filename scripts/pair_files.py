@@ -62,30 +62,34 @@ def read_text_pairs(path: Path) -> TextPairs:
     """Read a .jsonl of objects: texts "a" and "b", and "label", 1 (same) or 0. Raises: CommandError."""
     rows: dict[str, int] = {}
     pairs: list[tuple[int, int, int]] = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    first, second, label = _read_pair(line, place=f"{path}, line {number}")
-                    pairs.append(
-                        (rows.setdefault(first, len(rows)), rows.setdefault(second, len(rows)), label)
-                    )
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: {error}") from error
-    if not pairs:
-        raise CommandError(f"{path}: holds no pairs")
+    for place, first, second, label in read_pair_lines(path):
+        for text in (first, second):
+            if not isinstance(text, str) or not text.strip():
+                raise CommandError(f"{place}: a and b must be texts, not {text!r}")
+        pairs.append((rows.setdefault(first, len(rows)), rows.setdefault(second, len(rows)), label))
     return TextPairs(texts=list(rows), pairs=np.array(pairs, dtype=np.int64))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises: CommandError."""
+def read_pair_lines(path: Path) -> list[tuple[str, Any, Any, int]]:
+    """Read a .jsonl of objects with "a", "b" and "label": of each its place in the file and those three.
+
+    Raises: CommandError, also for no pair.
+    """
+    found = []
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    place = f"{path}, line {number}"
+                    found.append((place, *_read_pair(line, place=place)))
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{path}: {error}") from error
+    if not found:
+        raise CommandError(f"{path}: holds no pairs")
+    return found
 
 
-def _read_pair(line: str, *, place: str) -> tuple[str, str, int]:
+def _read_pair(line: str, *, place: str) -> tuple[Any, Any, int]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -93,9 +97,6 @@ def _read_pair(line: str, *, place: str) -> tuple[str, str, int]:
     if not isinstance(row, Mapping) or any(key not in row for key in PAIR_KEYS):
         raise CommandError(f"{place}: needs {', '.join(PAIR_KEYS)}")
     first, second, label = (row[key] for key in PAIR_KEYS)
-    for text in (first, second):
-        if not isinstance(text, str) or not text.strip():
-            raise CommandError(f"{place}: a and b must be texts, not {text!r}")
     if label not in (0, 1):
         raise CommandError(f"{place}: label must be 1 (same) or 0, not {label!r}")
     return first, second, int(label)

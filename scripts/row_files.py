@@ -70,13 +70,22 @@ def open_rows(path: Path, *, rename: Mapping[str, str] | None = None, texts: Pat
         raise CommandError(f"{path}: not one of {', '.join(readers)}")
     if not path.is_file():
         raise CommandError(f"{path}: no such file")
-    try:
-        lines = None if texts is None else texts.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError) as error:
-        raise CommandError(f"{texts}: {error}") from error
+    lines = None if texts is None else read_lines(texts)
     try:
         return reader(path, rename or {}, lines)
     except _UNREADABLE as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file: only a line feed ends one, as texts may hold other separators.
+
+    Raises: CommandError.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            return [line.rstrip("\r\n") for line in lines]
+    except (ValueError, OSError) as error:
         raise CommandError(f"{path}: {error}") from error
 
 

@@ -11,29 +11,25 @@ Examples:
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashing.trainer import Progress
 from hashing.verifier import Verifier
 from scripts.arguments import CommandError, ProgressBars, add_config, add_json, print_result, read_config
-from scripts.pair_files import EmbeddedPairs, read_embedded_pairs, read_lines, read_text_pairs
+from scripts.pair_files import EmbeddedPairs, read_embedded_pairs, read_text_pairs
+from scripts.row_files import read_lines
+from scripts.training_files import embed_texts
 from service.application import clock_ms
 from service.coding import normalise
 from service.config import EmbedderConfig
 from service.database import check_schema, open_engine, reading, writing
-from service.embedder import Embedder
-from service.embedding import DEFAULT_MODALITY, Input, check_input
+from service.embedding import DEFAULT_MODALITY
 from service.payload import known_text
 from service.records import CacheRecord
 from service.rows import read_cache
 from service.verifiers import activate_verifier, register_verifier
-
-_EMBED_SECONDS = 120.0  # for one batch; nobody waits for it as a lookup does
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +107,11 @@ def _read_pairs(
     if path.suffix == ".jsonl":
         if arguments.texts is not None:
             raise CommandError("--texts goes with a .npz: a .jsonl holds its texts")
-        return _embedded(path, cache, config, modality=modality, progress=progress)
+        if modality != DEFAULT_MODALITY:
+            raise CommandError(f"texts cannot be embedded for modality {modality!r}: give a .npz")
+        named = read_text_pairs(path)
+        embeddings = embed_texts(named.texts, embedder=config, cache=cache, progress=progress)
+        return EmbeddedPairs(embeddings=embeddings, pairs=named.pairs, texts=named.texts)
     pairs = read_embedded_pairs(path)
     shape = list(pairs.embeddings.shape)
     if len(shape) != 2 or shape[1] != spec.dim or pairs.embeddings.dtype.kind != "f":
@@ -123,27 +123,3 @@ def _read_pairs(
         source = path if arguments.texts is None else arguments.texts
         raise CommandError(f"{source}: {len(texts)} texts for {shape[0]} rows")
     return EmbeddedPairs(embeddings=pairs.embeddings, pairs=pairs.pairs, texts=texts)
-
-
-def _embedded(
-    path: Path, cache: CacheRecord, config: EmbedderConfig, *, modality: str, progress: Progress
-) -> EmbeddedPairs:
-    """The texts of a .jsonl through the embedder that lookups are embedded by."""
-    if modality != DEFAULT_MODALITY:
-        raise CommandError(f"texts cannot be embedded for modality {modality!r}: give a .npz")
-    if not config.model:
-        raise CommandError(f"{path}: no [embedder] model is configured to embed its texts by: give a .npz")
-    pairs = read_text_pairs(path)
-    patient = replace(config, timeout_seconds=_EMBED_SECONDS, max_wait_seconds=_EMBED_SECONDS)
-    embedder = Embedder(patient)
-    try:
-        made = embedder.start()
-        check_input(cache, Input(embedding=np.zeros(made.dim, np.float32), embedder_id=made.embedder_id))
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(pairs.texts), config.max_texts):
-            batch = pairs.texts[start : start + config.max_texts]
-            parts.append(embedder.embed(batch, timeout_seconds=_EMBED_SECONDS))
-            progress("embed", start + len(batch), len(pairs.texts))
-    finally:
-        embedder.stop()
-    return EmbeddedPairs(embeddings=np.concatenate(parts), pairs=pairs.pairs, texts=pairs.texts)

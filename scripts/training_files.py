@@ -1,11 +1,10 @@
 """What to train on, out of files: rows of one or more modalities, labels, items, labelled pairs, texts."""
 
-import json
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,22 @@ from numpy.typing import NDArray
 
 from hashing.embeddings import as_rows, unit_rows
 from hashing.errors import EmbeddingsError
+from hashing.trainer import Progress
 from scripts.arguments import CommandError
+from scripts.pair_files import read_pair_lines, read_text_pairs
 from scripts.row_files import RowBatch, open_rows
 from service.coding import normalise
 from service.config import EmbedderConfig
 from service.embedder import Embedder
-from service.errors import EmbedderUnavailableError, InvalidRequestError
+from service.embedding import Input, check_input
+from service.errors import InvalidRequestError
+from service.records import CacheRecord
 
 MAX_FILE_ROWS = 2_000_000
 """Rows of one file that are held in memory as float32."""
+
+EMBED_SECONDS = 120.0
+"""For one batch of texts."""
 
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -73,15 +79,23 @@ def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
     )
 
 
-def read_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig) -> LabelledPairs:
+def read_pairs(
+    path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig, cache: CacheRecord | None = None
+) -> LabelledPairs:
     """Read labelled pairs.
 
     An .npz of `pairs` [p, 3] and, unless `rows` are given, `embeddings`; an .npy of pairs; or a .jsonl of
-    objects {"a", "b", "label"} whose a and b are ids of `rows`, or without rows texts, which are embedded.
-    Raises: CommandError.
+    objects {"a", "b", "label"} whose a and b are ids of `rows`, or without rows texts, which are embedded
+    as lookups of `cache` are.
+    Raises: CommandError; InvalidRequestError for an embedder that is not the cache's.
     """
+    if path.suffix == ".jsonl" and rows is None:
+        named = read_text_pairs(path)
+        unit = normalise(embed_texts(named.texts, embedder=embedder, cache=cache))
+        return LabelledPairs(named.pairs, TrainingRows(unit, None, None, named.texts))
     if path.suffix == ".jsonl":
-        return _read_named_pairs(path, rows=rows, embedder=embedder)
+        assert rows is not None
+        return LabelledPairs(_pairs_of_ids(path, rows), rows)
     try:
         with path.open("rb") as file:  # numpy leaves a file open whose archive is damaged
             loaded = np.load(file, allow_pickle=False)
@@ -129,20 +143,33 @@ def item_numbers(rows: Mapping[str, TrainingRows]) -> dict[str, NDArray[np.int64
     return {modality: np.arange(count) for modality, count in counts.items()}
 
 
-def embed_texts(texts: Sequence[str], *, embedder: EmbedderConfig) -> NDArray[np.float32]:
-    """Embed texts to float32 [n, dim] by the configured embedder. Raises: CommandError."""
+def embed_texts(
+    texts: Sequence[str],
+    *,
+    embedder: EmbedderConfig,
+    cache: CacheRecord | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Embed texts to float32 [n, dim] by the configured embedder, which nobody waits for as a lookup does.
+
+    Raises: CommandError where none is configured; EmbedderUnavailableError; InvalidRequestError where it is
+    not that of the cache.
+    """
     if not embedder.model:
-        raise CommandError("texts need an embedder: set [embedder] model in the configuration")
-    started = Embedder(embedder)
+        raise CommandError("no [embedder] model is configured to embed the texts by")
+    patient = replace(embedder, timeout_seconds=EMBED_SECONDS, max_wait_seconds=EMBED_SECONDS)
+    started = Embedder(patient)
     try:
-        started.start()
+        made = started.start()
+        if cache is not None:
+            check_input(cache, Input(embedding=np.zeros(made.dim, np.float32), embedder_id=made.embedder_id))
         parts = []
         for start in range(0, len(texts), embedder.max_texts):
-            part = texts[start : start + embedder.max_texts]
-            parts.append(started.embed(part, timeout_seconds=embedder.max_wait_seconds))
+            batch = texts[start : start + embedder.max_texts]
+            parts.append(started.embed(batch, timeout_seconds=EMBED_SECONDS))
+            if progress is not None:
+                progress("embed", start + len(batch), len(texts))
         return np.concatenate(parts)
-    except EmbedderUnavailableError as error:
-        raise CommandError(f"the texts cannot be embedded: {error.message}") from error
     finally:
         started.stop()
 
@@ -180,42 +207,16 @@ def _rows_of(path: Path, embeddings: NDArray[Any]) -> TrainingRows:
     return TrainingRows(unit, None, None, None)
 
 
-def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: EmbedderConfig) -> LabelledPairs:
-    names: list[str | None]
-    sides: list[tuple[str, str]] = []
-    labels: list[int] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except _UNREADABLE as error:
-        raise CommandError(f"{path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            first, second, label = record["a"], record["b"], record["label"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CommandError(f"{path}: line {number} is no object with a, b and label") from error
-        if label not in (0, 1):
-            raise CommandError(f"{path}: line {number}: label is {label!r}, expected 1 (similar) or 0")
-        sides.append((str(first), str(second)))
-        labels.append(int(label))
-    if not sides:
-        raise CommandError(f"{path}: no pairs")
-    if rows is None:
-        texts = list(dict.fromkeys(name for pair in sides for name in pair))
-        embeddings = embed_texts(texts, embedder=embedder)
-        rows, names = TrainingRows(normalise(embeddings), None, None, texts), [*texts]
-    else:
-        names = rows.ids if rows.ids is not None else [str(row) for row in range(len(rows.embeddings))]
-    place = {name: row for row, name in enumerate(names)}
+def _pairs_of_ids(path: Path, rows: TrainingRows) -> NDArray[np.int64]:
+    """Pairs [p, 3] of a .jsonl that names rows by id, or by number where they have none."""
+    names = rows.ids if rows.ids is not None else [str(row) for row in range(len(rows.embeddings))]
+    position = {name: row for row, name in enumerate(names)}
     counts = Counter(names)
-    for number, pair in enumerate(sides):
-        for name in pair:
+    pairs = []
+    for place, *sides, label in read_pair_lines(path):
+        for name in map(str, sides):
             if counts[name] != 1:
-                found = "there is not" if name not in place else f"there is {counts[name]} times"
-                raise CommandError(f"{path}: pair {number} refers to row {name!r}, which {found}")
-    pairs = [
-        (place[first], place[second], label) for (first, second), label in zip(sides, labels, strict=True)
-    ]
-    return LabelledPairs(np.array(pairs, dtype=np.int64), rows)
+                found = "there is not" if name not in position else f"there is {counts[name]} times"
+                raise CommandError(f"{place}: refers to row {name!r}, which {found}")
+        pairs.append((position[str(sides[0])], position[str(sides[1])], label))
+    return np.array(pairs, dtype=np.int64)

@@ -26,6 +26,7 @@ from scripts.bench.data import unit_rows
 from scripts.bench.lines import Figure, add_bench_arguments
 from scripts.bench.plot import write_curves
 from scripts.bench.seeds import SeededFigures, print_means
+from scripts.row_files import read_lines
 
 if TYPE_CHECKING:
     from hashing.inference import Encoder
@@ -187,7 +188,7 @@ def _texts(path: Path, *, row_count: int) -> list[str]:
     """Line i of the file for row i; all unknown where there is no file. Raises: CommandError."""
     if not path.is_file():
         return [""] * row_count
-    lines = path.read_text(encoding="utf-8").split("\n")[:row_count]
+    lines = read_lines(path)
     if len(lines) != row_count:
         raise CommandError(f"{path}: {len(lines)} lines for {row_count} rows")
     return lines

@@ -135,7 +135,7 @@ def test_pairs_by_id_of_the_rows_of_a_file(
     trained = answer(nearhit(*given, *pairs, "--data", str(tmp_path / "rows.jsonl")))
     assert trained["pair_count"] == 60
     refused = nearhit(*given, *pairs, status=1)
-    assert "texts need an embedder: set [embedder] model" in refused.stderr
+    assert "no [embedder] model is configured" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -14,7 +14,7 @@ from nearhit import Client
 from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 from numpy.typing import NDArray
 
-from scripts import train_verifier
+from scripts import training_files
 from scripts.__main__ import main
 from scripts.arguments import CommandError
 from scripts.pair_files import read_embedded_pairs, read_text_pairs
@@ -240,7 +240,7 @@ def test_texts_are_embedded_by_the_configured_model(
     message: str,
 ) -> None:
     command = (sys.executable, "-c", STAND_IN, str(dim))
-    monkeypatch.setattr(train_verifier, "Embedder", partial(Embedder, command=command))
+    monkeypatch.setattr(training_files, "Embedder", partial(Embedder, command=command))
     monkeypatch.setenv("NEARHIT_EMBEDDER_MODEL", "minilm")
     monkeypatch.setenv("NEARHIT_EMBEDDER_MAX_TEXTS", "50")
     lines = [(f"where is {i}?", f"where can I find {i}?", 1) for i in range(60)]

@@ -244,11 +244,11 @@ def test_pairs_refer_to_rows_without_ids_by_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("q0", "q1", 1), ("q0", "q9", 1)], "pair 1 refers to row 'q9', which there is not"),
-        ([("q0", "twice", 0)], "pair 0 refers to row 'twice', which there is 2 times"),
-        ([("None", "q0", 0)], "pair 0 refers to row 'None', which there is not"),
-        ([("q0", "q1", 2)], "line 1: label is 2, expected 1 .similar. or 0"),
-        ([("q0", "q1", "yes")], "line 1: label is 'yes'"),
+        ([("q0", "q1", 1), ("q0", "q9", 1)], "line 2: refers to row 'q9', which there is not"),
+        ([("q0", "twice", 0)], "line 1: refers to row 'twice', which there is 2 times"),
+        ([("None", "q0", 0)], "line 1: refers to row 'None', which there is not"),
+        ([("q0", "q1", 2)], "line 1: label must be 1 .same. or 0, not 2"),
+        ([("q0", "q1", "yes")], "line 1: label must be 1 .same. or 0, not 'yes'"),
         ([], "no pairs"),
     ],
 )
@@ -261,7 +261,7 @@ def test_pair_that_names_no_row_is_told(tmp_path: Path, pairs: list[Any], messag
 @pytest.mark.parametrize("line", ["{", "[]", '{"a": "q0", "label": 1}', "1"])
 def test_line_that_is_no_pair_is_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(f'{{"a": "q0", "b": "q1", "label": 1}}\n\n{line}\n')
-    with pytest.raises(CommandError, match="line 3 is no object with a, b and label"):
+    with pytest.raises(CommandError, match="line 3: (is not JSON|needs a, b, label)"):
         read_pairs(tmp_path / "pairs.jsonl", rows=_rows(ids=list("abcdef")), embedder=NO_EMBEDDER)
 
 
@@ -272,5 +272,5 @@ def test_file_that_there_is_not_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_texts_without_an_embedder_say_what_to_set() -> None:
-    with pytest.raises(CommandError, match=r"texts need an embedder: set \[embedder\] model"):
+    with pytest.raises(CommandError, match=r"no \[embedder\] model is configured"):
         embed_texts(["one", "two"], embedder=NO_EMBEDDER)
