@@ -4,7 +4,7 @@ The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of ro
 what reads the text, question_pairs.txt (line i is the text of row i). For each seed a fifth of the pairs is
 held out by connected component: no question of it, nor one that any chain of pairs links with it, is seen in
 training. Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes, `..._asymmetric` a
-real-valued query against codes; `verifier`.
+real-valued query against codes; `verifier`, and `verifier_embeddings` where it does not know the texts.
 
 wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of
 pairs that can be served before 1% of all pairs are served wrongly.
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
 from hashing.projection import fit_itq
+from hashing.verifier import Verifier
 from scripts.arguments import CommandError, positive_integer
 from scripts.bench.data import unit_rows
 from scripts.bench.lines import Figure, add_bench_arguments
 from scripts.bench.plot import write_curves
+from scripts.bench.rule_made import accepted_shares
 from scripts.bench.seeds import SeededFigures, print_means
 from scripts.row_files import read_lines
 
@@ -80,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bench_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of question_pairs.npz")
     parser.add_argument("--seeds", type=positive_integer, default=3, help="splits and trainings (default 3)")
+    parser.add_argument(
+        "--rules", action="store_true", help="also questions made by rule: reversed, negated, renumbered"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="precision over hit rate, PNG and SVG")
 
 
@@ -88,7 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     figures, curves = SeededFigures(), Curves()
     for seed in range(1 if arguments.quick else arguments.seeds):
         fold = load_fold(arguments.data, seed=seed, quick=arguments.quick)
-        for scored in score_all(fold):
+        verifier = train_fold_verifier(fold)
+        if arguments.rules:
+            held_out = np.unique(fold.test[:, :2]).tolist()
+            for figure in accepted_shares(verifier, [fold.texts[row] for row in held_out], seed=seed):
+                figures.add(figure)
+        for scored in score_all(fold, verifier):
             curves.add(scored, fold)
             for metric, value in _metrics(scored, fold).items():
                 figures.add(
@@ -134,7 +144,7 @@ def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
     return PairsFold(rows=rows, texts=texts, training=split.training, test=split.validation, seed=seed)
 
 
-def score_all(fold: PairsFold) -> Iterator[Scored]:
+def score_all(fold: PairsFold, verifier: Verifier) -> Iterator[Scored]:
     """Every method's scores of the fold's test pairs."""
     first, second = fold.rows[fold.test[:, 0]], fold.rows[fold.test[:, 1]]
     yield Scored(method="cosine", bits=None, scores=np.einsum("pd,pd->p", first, second))
@@ -153,7 +163,8 @@ def score_all(fold: PairsFold) -> Iterator[Scored]:
         yield Scored(method="learned", bits=bits, scores=codes)
         logits = scorer.logits(queries, stored > 0, count=bits)
         yield Scored(method="learned_asymmetric", bits=bits, scores=logits)
-    yield Scored(method="verifier", bits=None, scores=_verify(fold, kept, pairs))
+    yield Scored(method="verifier_embeddings", bits=None, scores=_verify(fold, verifier, with_texts=False))
+    yield Scored(method="verifier", bits=None, scores=_verify(fold, verifier, with_texts=True))
 
 
 def _train_encoder(fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64]) -> "Encoder":
@@ -165,19 +176,22 @@ def _train_encoder(fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.i
     return train(TrainingSet(embeddings={"text": fold.rows[kept]}, pairs=pairs), config=config).encoder
 
 
-def _verify(fold: PairsFold, kept: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The probabilities that a verifier of the training pairs gives the test pairs."""
+def train_fold_verifier(fold: PairsFold) -> Verifier:
+    """A verifier of the fold's training pairs, with texts where they are known."""
     from hashing.deep.verifier import VerifierConfig, train_verifier
 
+    kept, pairs = fold.seen()
     texts = [fold.texts[row] for row in kept.tolist()] if any(fold.texts) else None
-    verifier = train_verifier(fold.rows[kept], pairs, texts=texts, config=VerifierConfig(seed=fold.seed))
+    return train_verifier(fold.rows[kept], pairs, texts=texts, config=VerifierConfig(seed=fold.seed))
+
+
+def _verify(fold: PairsFold, verifier: Verifier, *, with_texts: bool) -> NDArray[np.float64]:
+    """The probabilities that it gives the test pairs."""
+    known = fold.texts if with_texts else [""] * len(fold.rows)
     return np.array(
         [
             verifier.probabilities(
-                fold.rows[first],
-                fold.rows[[second]],
-                query_text=fold.texts[first],
-                texts=[fold.texts[second]],
+                fold.rows[first], fold.rows[[second]], query_text=known[first], texts=[known[second]]
             )[0]
             for first, second, _ in fold.test.tolist()
         ]

@@ -9,6 +9,7 @@ from scripts.arguments import CommandError
 
 _AREA_PER_KIBIBYTE = 120.0  # square points
 _DPI = 150
+_ASYMMETRIC = "_asymmetric"
 _SIZE_INCHES = (9.0, 6.0)
 _LEAST_MISSED = 1e-4  # where "nothing missed" is drawn: a logarithmic axis has no 0
 _RECALL_TICKS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1 - _LEAST_MISSED)
@@ -62,10 +63,11 @@ def write_curves(
     Returns the two paths. Raises: CommandError without the extra `bench`.
     """
     figure, axes = _axes()
-    for number, (method, points) in enumerate(curves.items()):
-        ordered = sorted(points)
-        style = "--" if method.endswith("_asymmetric") else "-"
-        axes.plot(*zip(*ordered, strict=True), style, marker="o", color=f"C{number // 2 % 10}", label=method)
+    names = list(dict.fromkeys(method.removesuffix(_ASYMMETRIC) for method in curves))
+    for method, points in curves.items():
+        style = "--" if method.endswith(_ASYMMETRIC) else "-"
+        colour = f"C{names.index(method.removesuffix(_ASYMMETRIC)) % 10}"
+        axes.plot(*zip(*sorted(points), strict=True), style, marker="o", color=colour, label=method)
     axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}))
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)

@@ -51,6 +51,8 @@ def print_means(
         if figure.method.endswith(_ASYMMETRIC) and rival + _ASYMMETRIC in methods:
             beside = rival + _ASYMMETRIC
         value = values.get((_place(figure), beside))
+        if value is None:  # a rival without codes stands beside every width
+            value = values.get((_place(replace(figure, bits=None)), rival))
         if value is not None and figure.method != beside:
             better, worse = (
                 (value, figure.value) if figure.metric in lower_is_better else (figure.value, value)

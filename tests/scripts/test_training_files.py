@@ -261,7 +261,7 @@ def test_pair_that_names_no_row_is_told(tmp_path: Path, pairs: list[Any], messag
 @pytest.mark.parametrize("line", ["{", "[]", '{"a": "q0", "label": 1}', "1"])
 def test_line_that_is_no_pair_is_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(f'{{"a": "q0", "b": "q1", "label": 1}}\n\n{line}\n')
-    with pytest.raises(CommandError, match="line 3: (is not JSON|needs a, b, label)"):
+    with pytest.raises(CommandError, match=r"line 3: (is not JSON|needs a, b, label)"):
         read_pairs(tmp_path / "pairs.jsonl", rows=_rows(ids=list("abcdef")), embedder=NO_EMBEDDER)
 
 

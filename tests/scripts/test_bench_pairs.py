@@ -11,7 +11,8 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 from hashing.deep.verifier import VerifierConfig, train_verifier
 from hashing.verifier import dump_verifier
-from scripts.bench import verifier_latency, verifier_pairs
+from scripts.__main__ import main
+from scripts.bench import verifier_latency
 
 DIM = 8
 
@@ -39,8 +40,13 @@ def test_latency_is_printed_of_each_case(folder: Path, tmp_path: Path, capsys) -
     assert all(figure["value"] > 0 and figure["unit"] == "ms" for figure in figures)
 
 
-def test_pairs_are_judged_for_each_seed(folder: Path, capsys) -> None:
-    verifier_pairs.main(["--data", str(folder), "--seeds", "1", "--tuning"])
+def test_pairs_are_judged_by_every_method(folder: Path, capsys) -> None:
+    assert main(["bench", "pairs", "--data", str(folder), "--seeds", "2", "--json"]) == 0
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    judged = {(figure["metric"], figure["method"]) for figure in figures if figure["case"] == "seed 0"}
-    assert {("auc", "cosine"), ("auc", "verifier"), ("hit_rate_at_1_error", "embedding part")} <= judged
+    judged = {(figure["metric"], figure["method"], figure["bits"]) for figure in figures}
+    for metric in ("auc", "wrong_hits_at_20", "hit_rate_at_1_error", "auc_spread"):
+        coded = {(metric, f"{own}{kind}", 256) for own in ("itq", "learned") for kind in ("", "_asymmetric")}
+        assert coded | {(metric, "cosine", None), (metric, "verifier", None)} <= judged
+    learned = next(own for own in figures if own["method"] == "learned" and own["metric"] == "auc")
+    assert (learned["rival"], learned["seeds"]) == ("cosine", 2)
+    assert learned["ratio"] == pytest.approx(learned["value"] / learned["rival_value"])
