@@ -19,8 +19,8 @@ PER_RULE = 300
 def accepted_shares(verifier: Verifier, texts: Sequence[str], *, seed: int) -> Iterator[Figure]:
     """Share of made texts taken for the same as the question that they are made from.
 
-    By a cosine distance of at most COSINE_DISTANCE, and by a probability of at least each of PROBABILITIES; of
-    up to PER_RULE texts a rule. Raises: CommandError without the extra `minilm`, which embeds them.
+    By a cosine distance of at most COSINE_DISTANCE, and by a probability of at least each of PROBABILITIES;
+    of up to PER_RULE texts a rule. Raises: CommandError without the extra `minilm`, which embeds them.
     """
     try:
         from service.embedder_process import load_minilm
