@@ -12,6 +12,7 @@
     +-- NoCrossPartError      the encoder cannot search from the one modality to the other
     +-- StateMismatchError    a label state belongs to another encoder
     +-- CheckpointError       bytes are not a checkpoint that this version can trust
+    +-- BackboneError         a folder holds no text model that a tower can stand on
 
 Each error keeps its values as attributes.
 """
@@ -116,4 +117,13 @@ class CheckpointError(HashingError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"checkpoint refused: {reason}")
+        self.reason = reason
+
+
+class BackboneError(HashingError):
+    """A folder holds no text model that a tower can stand on."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(f"no BERT model can be read from {folder}: {reason}")
+        self.folder = folder
         self.reason = reason

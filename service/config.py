@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from service.errors import ConfigurationError
 
+MINILM_MODEL = "minilm"
 MOST_PAUSE_SECONDS = 3600.0  # between two attempts at a build
 
 
@@ -146,8 +147,9 @@ class RefreshConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderConfig:
-    """Text to embedding, in a process of its own; empty: none, texts are answered by fingerprint only. The
-    process has `timeout_seconds` for one batch, a call waits `max_wait_seconds` for its turn and answer."""
+    """Text to embedding, in a process of its own. `model`: "minilm", or the file of a text tower that was
+    trained over it; empty: none, texts are answered by fingerprint only. The process has `timeout_seconds`
+    for one batch, a call waits `max_wait_seconds` for its turn and answer."""
 
     model: str = ""
     start_seconds: float = 120.0
@@ -156,7 +158,11 @@ class EmbedderConfig:
     max_texts: int = 256
 
     def __post_init__(self) -> None:
-        _one_of("embedder", "model", self.model, ("", "minilm"))
+        if self.model not in ("", MINILM_MODEL) and not Path(self.model).is_file():
+            raise ConfigurationError(
+                "[embedder] model",
+                f"must be {MINILM_MODEL}, a text tower's file, or empty: there is no file {self.model!r}",
+            )
         _positive(
             "embedder",
             start_seconds=self.start_seconds,
