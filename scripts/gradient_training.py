@@ -4,20 +4,23 @@ import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
 from hashing.trainer import Progress, TrainedEncoder
 from scripts.arguments import CommandError
+from scripts.train_text_tower import TEXT_PRESET, read_text_preset, train_text_tower_files
 from scripts.training_files import TrainingRows, item_numbers, read_pairs, read_rows
+from service.application import clock_ms
 from service.config import Config
 from service.database import reading
-from service.learning import read_training_rows
-from service.records import CacheRecord
+from service.learning import keep_encoder, read_training_rows
+from service.records import CacheRecord, EncoderRecord
 from service.registry import issued_class_codes
 
 if TYPE_CHECKING:
+    from hashing.deep.text_training import TrainedTextTower
     from hashing.deep.training_set import TrainingSet
 
 DEFAULT_PRESET = "pairs"
@@ -56,6 +59,12 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="keep the state here and go on from it",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="of --preset text-pairs: where the tower is written",
     )
     group.add_argument("--device", help="of torch; default: the GPU where there is one")
 
@@ -122,12 +131,62 @@ def train_by_gradient(
     return trained, watermark
 
 
+def train_text_preset(
+    arguments: argparse.Namespace, *, progress: Progress, code_bits: int | None = None
+) -> tuple["TrainedTextTower", dict[str, Any]]:
+    """Train a text tower on a file of pairs of texts, and write it; what was trained, and what to say of it.
+
+    Its options are those of --training, or of the preset. Raises: CommandError; HashingError.
+    """
+    if arguments.pairs is None or arguments.out is None:
+        raise CommandError(f"--preset {TEXT_PRESET} needs --pairs FILE of texts and --out FOLDER")
+    for name in ("data", "texts", "views", "checkpoint", "device"):
+        if getattr(arguments, name):
+            raise CommandError(f"--{name} does not go with --preset {TEXT_PRESET}")
+    try:
+        text = read_text_preset() if arguments.training is None else arguments.training.read_text("utf-8")
+        options = tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{arguments.training}: {error}") from error
+    options |= {"seed": arguments.seed} | ({} if code_bits is None else {"code_bits": code_bits})
+    trained, written = train_text_tower_files(
+        arguments.pairs, out=arguments.out, options=options, progress=progress
+    )
+    figures = {name: round(value, 4) for name, value in sorted(trained.encoder.metrics.items())}
+    return trained, {"encoder": trained.encoder.encoder_id, **written, **figures}
+
+
+def train_text_encoder(
+    engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, progress: Progress
+) -> tuple[EncoderRecord, dict[str, Any]]:
+    """Train a text tower whose codes are those of a cache, and keep its encoder as candidate.
+
+    The cache's embeddings must be the tower's own. Raises: CommandError; HashingError.
+    """
+    spec = cache.modalities.get(arguments.modality)
+    if spec is None:
+        raise CommandError(f"cache {cache.name} has no modality {arguments.modality!r}")
+    if spec.embedder_id:
+        raise CommandError(
+            f"cache {cache.name} holds embeddings of {spec.embedder_id}, a new tower makes others: train"
+            " without --cache, and create a cache for the tower"
+        )
+    trained, written = train_text_preset(arguments, progress=progress, code_bits=cache.code_bits)
+    dim = trained.encoder.modalities["text"]
+    if spec.dim != dim:
+        raise CommandError(f"the tower has {dim} dimensions, cache {cache.name} has {spec.dim}")
+    kept = keep_encoder(engine, cache, TrainedEncoder(trained.encoder, None), watermark=0, now_ms=clock_ms())
+    return kept, written
+
+
 def show_preset(name: str | None) -> str:
     """Return a preset's TOML. Raises: CommandError without torch; ConfigError for an unknown name."""
     try:
         from hashing.deep.config import read_preset
     except ImportError as error:
         raise CommandError("presets need the extra `train`: pip install nearhit[train]") from error
+    if name == TEXT_PRESET:
+        return read_text_preset()
     return read_preset(name or DEFAULT_PRESET)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.arguments import CommandError
+from scripts.row_files import read_lines
 
 PAIR_KEYS = ("a", "b", "label")
 _UNREADABLE = (
@@ -59,15 +60,33 @@ def read_embedded_pairs(path: Path) -> EmbeddedPairs:
 
 
 def read_text_pairs(path: Path) -> TextPairs:
-    """Read a .jsonl of objects: texts "a" and "b", and "label", 1 (same) or 0. Raises: CommandError."""
+    """Read labelled pairs of texts.
+
+    .jsonl: objects of texts "a" and "b", and "label", 1 (same) or 0; a pair of equal texts says nothing
+    and is left out. .npz: `pairs` [p, 3] of line, line, label; line i, from 0, of the .txt of the same name
+    is text i.
+    Raises: CommandError.
+    """
+    if path.suffix == ".npz":
+        return TextPairs(texts=read_lines(path.with_suffix(".txt")), pairs=_read_array(path, "pairs"))
     rows: dict[str, int] = {}
     pairs: list[tuple[int, int, int]] = []
     for place, first, second, label in read_pair_lines(path):
         for text in (first, second):
             if not isinstance(text, str) or not text.strip():
                 raise CommandError(f"{place}: a and b must be texts, not {text!r}")
-        pairs.append((rows.setdefault(first, len(rows)), rows.setdefault(second, len(rows)), label))
-    return TextPairs(texts=list(rows), pairs=np.array(pairs, dtype=np.int64))
+        if first != second:
+            pairs.append((rows.setdefault(first, len(rows)), rows.setdefault(second, len(rows)), label))
+    return TextPairs(texts=list(rows), pairs=np.array(pairs, dtype=np.int64).reshape(-1, 3))
+
+
+def _read_array(path: Path, name: str) -> NDArray[Any]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            array: NDArray[Any] = archive[name]
+    except _UNREADABLE as error:
+        raise CommandError(f"{path}: no .npz of {name}: {error}") from error
+    return array
 
 
 def read_pair_lines(path: Path) -> list[tuple[str, Any, Any, int]]:

@@ -10,11 +10,13 @@ Examples:
   nearhit train --cache faq --pairs pairs.npz --activate
   nearhit train --preset labelled --show > mine.toml
   nearhit train --cache faq --training mine.toml --data rows.parquet
+  nearhit train --preset text-pairs --pairs questions.jsonl --out tower
   nearhit train --cache art --preset crossmodal-paired --data image=images.npy --data text=captions.npy
 """
 
 import argparse
 import sys
+from typing import Any
 
 from hashing.config import EncoderConfig
 from hashing.crossmodal_config import CrossModalConfig
@@ -32,8 +34,11 @@ from scripts.gradient_training import (
     add_gradient_arguments,
     show_preset,
     train_by_gradient,
+    train_text_encoder,
+    train_text_preset,
     wants_gradient,
 )
+from scripts.train_text_tower import TEXT_PRESET
 from service.application import clock_ms
 from service.crossmodal_learning import train_crossmodal_from_store
 from service.database import check_schema, open_engine, reading, writing
@@ -68,15 +73,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         print(show_preset(arguments.preset), end="")
         return 0
+    config = read_config(arguments)
+    if arguments.preset == TEXT_PRESET and arguments.cache is None:
+        _, found = train_text_preset(arguments, progress=ProgressBars(silent=arguments.json))
+        print_result(found, as_json=arguments.json)
+        return 0
     if arguments.cache is None:
         raise CommandError("name the cache with --cache")
-    config = read_config(arguments)
     engine = open_engine(config.store)
     check_schema(engine)
     with reading(engine) as connection:
         cache = read_cache(connection, arguments.cache)
     progress = ProgressBars(silent=arguments.json)
-    if wants_gradient(arguments):
+    written: dict[str, Any] = {}
+    if arguments.preset == TEXT_PRESET:
+        encoder, written = train_text_encoder(engine, cache, arguments, progress=progress)
+    elif wants_gradient(arguments):
         trained, watermark = train_by_gradient(engine, cache, arguments, config=config, progress=progress)
         encoder = keep_encoder(engine, cache, trained, watermark=watermark, now_ms=clock_ms())
     elif arguments.crossmodal:
@@ -126,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             "label_bits": encoder.label_bits,
             "classes": encoder.class_count,
             **figures,
+            **written,
         },
         as_json=arguments.json,
     )

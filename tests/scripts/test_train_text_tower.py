@@ -15,9 +15,8 @@ from nearhit import Client
 from hashing.checkpoint import load_encoder
 from scripts.__main__ import main
 from scripts.arguments import CommandError
+from scripts.pair_files import read_text_pairs
 from scripts.server_process import ServerProcess, write_config
-from scripts.text_pair_files import read_text_pairs
-from scripts.train_text_tower import train_text_tower_command
 from service.config import EmbedderConfig, load_config
 from service.embedder import Embedder
 from service.errors import ConfigurationError, EmbedderUnavailableError
@@ -81,12 +80,9 @@ def test_archive_of_pairs_is_read_with_the_texts_beside_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pairs.csv", "", r"not one of \.jsonl, \.npz"),
-        ("pairs.jsonl", "{", "no pairs of texts"),
-        ("pairs.jsonl", "[1]\n", "line 1 is no object"),
-        ("pairs.jsonl", '{"a": "x", "b": " ", "label": 1}\n', "line 1 has no texts"),
-        ("pairs.jsonl", '\n{"a": "x", "b": "y", "label": 2}\n', 'line 2 has "label" 2'),
-        ("pairs.npz", "no archive", "no pairs of texts"),
+        ("pairs.csv", "", "is not JSON|holds no pairs"),
+        ("pairs.jsonl", '{"a": "x", "b": " ", "label": 1}\n', "line 1: a and b must be texts"),
+        ("pairs.npz", "no archive", r"no \.npz of pairs|No such file"),
     ],
 )
 def test_file_that_holds_no_pairs_is_refused_by_name(
@@ -116,19 +112,37 @@ def _require_model() -> None:
             pytest.skip(f"needs the extras train and minilm: {package} is not installed")
 
 
+def _train(folder: Path, options: dict[str, Any], *more: str) -> int:
+    """Runs the command on the folder's pairs.jsonl with these options of the preset."""
+    training = folder / "options.toml"
+    training.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items()))
+    pairs = ("--pairs", str(folder / "pairs.jsonl"), "--out", str(folder), "--training", str(training))
+    return main(["train", "--preset", "text-pairs", "--json", *pairs, *more])
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"depth": 3}, "no option 'depth'"), ({"code_bits": 65}, "code_bits")]
 )
-def test_option_that_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_option_that_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], message: str
+) -> None:
     _require_model()
-    with pytest.raises(CommandError, match=message):
-        train_text_tower_command(
-            tmp_path / "pairs.jsonl",
-            out=tmp_path,
-            preset_options=options,
-            progress=lambda *_: None,
-            json=True,
-        )
+    assert _train(tmp_path, options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_missing_or_does_not_go_with_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--preset", "text-pairs"]) == 1
+    assert "needs --pairs FILE of texts and --out FOLDER" in capsys.readouterr().err
+    given = ["train", "--preset", "text-pairs", "--pairs", "p.jsonl", "--out", "o", "--views", "1,2"]
+    assert main(given) == 1
+    assert "--views does not go with" in capsys.readouterr().err
+
+
+def test_preset_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    assert main(["train", "--preset", "text-pairs", "--show"]) == 0
+    assert "upper_layers = 3" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +150,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tower trained for one pass over 120 pairs."""
     _require_model()
     folder = tmp_path_factory.mktemp("tower")
-    train_text_tower_command(
-        _write_lines(folder / "pairs.jsonl", _question_pairs(120)),
-        out=folder,
-        preset_options=OPTIONS,
-        progress=lambda *_: None,
-        json=True,
-    )
+    _write_lines(folder / "pairs.jsonl", _question_pairs(120))
+    assert _train(folder, OPTIONS) == 0
     return folder
 
 
