@@ -36,7 +36,11 @@ from index.sealed_segment import SealedSegment
 from index.segment_file import SegmentFile, read_segment
 from index.vector_index import VectorIndex
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""From 2 on payloads may hold texts: a program that reads 1 alone would serve them with an empty response,
+and has to refuse them."""
+
 MANIFEST_FILE = "manifest.json"
 CURRENT_FILE = "CURRENT"
 LOCK_FILE = "build.lock"
@@ -115,8 +119,11 @@ def read_manifest_file(path: Path) -> Manifest:
     try:
         body: dict[str, Any] = json.loads(path.read_bytes())
         checksum = body.pop("crc32")
-        if body["format_version"] != FORMAT_VERSION:
-            raise DamagedGenerationError(path, f"format version {body['format_version']!r}")
+        version = body["format_version"]
+        if version not in READABLE_VERSIONS:
+            raise DamagedGenerationError(
+                path, f"format version {version!r}, this version reads {READABLE_VERSIONS}"
+            )
         if checksum != _checksum(body):
             raise DamagedGenerationError(path, "does not match its checksum")
         del body["format_version"]

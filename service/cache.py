@@ -18,9 +18,9 @@ from index.vector_index import VectorIndex
 from service.accesses import AccessLog
 from service.consent import SHORTLIST, most_probable
 from service.embedder import Embedder
-from service.embedding import Input, check_input, embed_inputs
+from service.embedding import Input, check_input, default_fingerprint, embed_inputs
 from service.errors import InvalidRequestError
-from service.keys import fingerprint_key, scope_key, split_key, text_fingerprint
+from service.keys import fingerprint_key, scope_key, split_key
 from service.payload import unpack_payload
 from service.records import CategoryRecord
 from service.replica import CacheReplica, CacheState
@@ -288,7 +288,8 @@ def _find(state: CacheState, lookups: Sequence[_Lookup], *, now_ms: int) -> list
 
 def _fingerprint(query: LookupQuery) -> Fingerprint | None:
     """The key that an entry of the same request has."""
-    fingerprint = query.fingerprint or (query.source.text and text_fingerprint(query.source.text))
+    source = query.source
+    fingerprint = query.fingerprint or default_fingerprint(source.text, modality=source.modality)
     return split_key(fingerprint_key(query.scope, fingerprint)) if fingerprint else None
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index.planner import SearchPath
 from service.cache import LookupAnswer, LookupMode, LookupQuery, LookupReason, check_threshold
 from service.coding import STORED_DTYPE
-from service.embedding import DEFAULT_MODALITY, Input
+from service.embedding import DEFAULT_MODALITY, Input, default_fingerprint
 from service.errors import InvalidRequestError
 from service.keys import (
     ENTRY_PATTERN,
@@ -25,7 +25,6 @@ from service.keys import (
     child_name,
     parse_cache,
     parse_child,
-    text_fingerprint,
 )
 from service.records import EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
@@ -155,9 +154,10 @@ def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, An
         )
     text = check_text(entry.text, field="text", most_bytes=TEXT_BYTES)
     fingerprint = check_text(entry.fingerprint, field="fingerprint", most_bytes=KEY_BYTES)
+    modality = entry.modality or DEFAULT_MODALITY
     return {
         "scope": check_text(entry.scope, field="scope", most_bytes=KEY_BYTES),
-        "fingerprint": fingerprint or text_fingerprint(text) or None,
+        "fingerprint": fingerprint or default_fingerprint(text, modality=modality) or None,
         "text": text,
         "labels": _terms(entry.labels, field="labels"),
         "tags": tuple(sorted(set(_terms(entry.tags, field="tags")))),

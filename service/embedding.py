@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from service.coding import normalise
 from service.embedder import Embedder
 from service.errors import EmbedderUnavailableError, InvalidRequestError
+from service.keys import text_fingerprint
 from service.records import CacheRecord, ModalitySpec
 
 DEFAULT_MODALITY = "text"
@@ -27,6 +28,12 @@ class Input:
     def is_empty(self) -> bool:
         """Whether there is nothing to make a vector of."""
         return self.embedding is None and not self.text.strip()
+
+
+def default_fingerprint(text: str, *, modality: str) -> str:
+    """The fingerprint of a request that names none: its text's. Empty for a blank text, and for one of
+    another modality: there it is not the whole request, but said of an image, say."""
+    return text_fingerprint(text) if modality == DEFAULT_MODALITY else ""
 
 
 def embed_inputs(

@@ -18,7 +18,7 @@ def normalise_text(text: str) -> str:
 
 
 def text_fingerprint(text: str) -> str:
-    """The fingerprint of a request that names none: its normalised text, or a digest of one that is longer
+    """The fingerprint of a request that is this text: the text normalised, or a digest of one that is longer
     than a fingerprint may be. Empty for a blank text."""
     normalised = normalise_text(text)
     if len(normalised.encode()) <= FINGERPRINT_BYTES:

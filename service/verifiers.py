@@ -16,7 +16,7 @@ from service.tables import verifiers
 def register_verifier(
     connection: Connection, cache: CacheRecord, verifier: Verifier, *, modality: str, now_ms: int
 ) -> VerifierRecord:
-    """Keep a verifier as candidate; the same one again keeps what is there.
+    """Keep a verifier as candidate; the same one again keeps what is there, but for weights that are damaged.
 
     Raises:
         InvalidRequestError: the cache has no such modality, or embeddings of another dimension.
@@ -50,6 +50,11 @@ def register_verifier(
     if record.modality != modality:
         name = child_name(cache.name, "verifiers", record.verifier_id)
         raise PreconditionError(f"{name} is of modality {record.modality!r}", reason="OTHER_MODALITY")
+    try:
+        load_stored_verifier(connection, cache, record)
+    except CheckpointError:
+        connection.execute(update(verifiers).where(*same).values(weights=dump_verifier(verifier)))
+        bump_config(connection, cache.id)  # replicas that could not load it try again
     return record
 
 

@@ -61,7 +61,8 @@ def split_set(training_set: TrainingSet, *, config: TrainingConfig, rng: np.rand
     items where rows have them; of another modality every row whose item is held out with them, and the same
     share of rows without item there.
 
-    Raises: ConfigError for a loss whose input is missing; EmbeddingsError; TrainingDataError.
+    Raises: ConfigError for a loss whose input is missing, or where no loss relates the codes of a modality to
+    those of the main one; EmbeddingsError; TrainingDataError.
     """
     _check(training_set, config=config)
     main = training_set.main
@@ -126,6 +127,12 @@ def _check(training_set: TrainingSet, *, config: TrainingConfig) -> None:
     ):
         if wanted and not there:
             raise ConfigError(name, "a weight above 0", "0, as what it learns from is not given")
+    for modality in list(training_set.embeddings)[1:]:
+        labelled = {training_set.main, modality} <= set(training_set.labels)
+        if not (losses.of_matches or (losses.of_labels and labelled)):
+            raise ConfigError(
+                "losses.matches", 0, f"above 0: nothing else relates {modality} to {training_set.main}"
+            )
     for modality in (*training_set.labels, *training_set.items):
         if modality not in training_set.embeddings:
             raise TrainingDataError(f"labels or items of {modality!r}, of which there are no rows")

@@ -46,6 +46,15 @@ def _split(training_set: TrainingSet, config: Any, *, seed: int = 0) -> Any:
     return split_set(training_set, config=config, rng=np.random.default_rng(seed))
 
 
+@pytest.mark.parametrize("config", [NEIGHBOURS, LABELS])
+def test_modalities_that_nothing_relates_are_refused(config: Any) -> None:
+    rows = {"text": _rows(60), "image": _rows(60, dim=16)}
+    with pytest.raises(ConfigError, match="nothing else relates image to text"):
+        _split(TrainingSet(embeddings=rows, labels={"text": _classes(60)}), config)
+    both = {modality: _classes(60) for modality in rows}
+    _split(TrainingSet(embeddings=rows, labels=both), LABELS)
+
+
 @given(first=st.lists(st.integers(-3, 6), max_size=12), second=st.lists(st.integers(-3, 6), max_size=12))
 def test_matched_rows_are_those_of_a_double_loop(first: list[int], second: list[int]) -> None:
     expected = [[i, j] for i, own in enumerate(first) for j, other in enumerate(second) if own == other]

@@ -1,3 +1,6 @@
+import json
+import zlib
+
 import numpy as np
 import pytest
 from index_rows import CODE_BITS, CONFIG, ENCODER, KEY, LABEL_BITS, config, encode, make_rows, unit_vectors
@@ -285,6 +288,32 @@ def test_flip_of_any_byte_of_the_manifest_is_refused_or_without_effect(root):
             assert read_manifest(root, "gen-00000001") == manifest
         except DamagedGenerationError as error:
             assert error.path == path
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_manifest_of_a_known_version_is_read(root, version):
+    manifest = read_manifest(root, "gen-00000001")
+    set_version(root / "gen-00000001" / "manifest.json", version)
+    assert read_manifest(root, "gen-00000001") == manifest
+
+
+def test_manifest_of_an_unknown_version_is_refused(root):
+    set_version(root / "gen-00000001" / "manifest.json", 3)
+    with pytest.raises(DamagedGenerationError, match="format version 3"):
+        read_manifest(root, "gen-00000001")
+
+
+def test_programs_that_know_no_texts_in_payloads_refuse_what_is_built(root):
+    body = json.loads((root / "gen-00000001" / "manifest.json").read_bytes())
+    assert body["format_version"] > 1  # all that they read; a text would be part of the entry's id to them
+
+
+def set_version(path, version):
+    """Give a manifest another format version, with the checksum that it then has."""
+    body = json.loads(path.read_bytes()) | {"format_version": version}
+    del body["crc32"]
+    checksum = zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    path.write_text(json.dumps(body | {"crc32": checksum}))
 
 
 def test_truncated_manifest_is_refused(root):

@@ -130,6 +130,29 @@ def test_same_text_needs_no_consent(lone_strict: Client, asked: tuple[Vectors, V
     assert not answer.HasField("probability")
 
 
+def test_same_caption_of_another_image_needs_consent_and_replaces_nothing(
+    lone_door: Client, lone_config: Config, verifier: Verifier, vectors: Vectors
+) -> None:
+    modalities = [pb.Modality(modality=name, dim=DIM) for name in ("text", "image")]
+    request = admin_pb.CreateCacheRequest(cache_id="media", cache=pb.Cache(modalities=modalities))
+    lone_door.call(lone_door.admin.CreateCache, request)
+    activate(lone_door, register(lone_config, verifier, cache="media", modality="image"))
+    lone_door.create_category("media", "all", threshold=0.1, min_probability=0.01)
+    said: dict[str, Any] = {"text": "what is this?"}
+    lone_door.store("media", "all", embedding=vectors[0], modality="image", response=b"cat", **said)
+    lone_door.store("media", "all", embedding=vectors[1], modality="image", response=b"dog", **said)
+    lone_door.store("media", "all", embedding=vectors[2], response=b"words", **said)
+    found = [
+        lone_door.lookup("media", "all", embedding=vector, modality="image", **said)
+        for vector in (vectors[0], vectors[1], -vectors[0])
+    ]
+    assert [(answer.response, answer.reason) for answer in found] == [
+        (b"cat", WITHIN),
+        (b"dog", WITHIN),
+        (b"", cache_pb.LOOKUP_REASON_BEYOND_THRESHOLD),
+    ]
+
+
 def test_batch_asks_for_each_lookup(
     lone_strict: Client, vectors: Vectors, asked: tuple[Vectors, Vectors]
 ) -> None:
@@ -433,6 +456,19 @@ def test_damaged_verifier_is_not_activated(
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "VERIFIER_DAMAGED"):
         activate(lone_door, name)
     assert [found.state for found in listed(lone_door).verifiers] == [pb.Verifier.STATE_CANDIDATE]
+
+
+def test_damaged_verifier_is_mended_by_the_same_one_again(
+    lone_strict: Client, lone_config: Config, verifier: Verifier, vectors: Vectors
+) -> None:
+    other = trained_verifier(DIM, seed=1)
+    activate(lone_strict, register(lone_config, other))
+    spoil(lone_config, b"nothing")
+    assert len(problems(lone_config)) == 1
+    name = register(lone_config, other)
+    assert problems(lone_config) == []
+    assert activate(lone_strict, name).state == pb.Verifier.STATE_ACTIVE
+    assert lone_strict.lookup("faq", "strict", embedding=vectors[0]).outcome == HIT
 
 
 @pytest.mark.parametrize("first", ["deactivation", "category"])
