@@ -318,7 +318,7 @@ def _fit_towers(
         if drift_values is None:
             drift_values = unseen.project(held_out)
     assert drift_values is not None, "at least two modalities"
-    return towers, _largest(tables), drift_values
+    return towers, RadiusTable.largest(tables), drift_values
 
 
 def _fit_linear(
@@ -330,14 +330,6 @@ def _fit_linear(
         return np.empty((rows.shape[1], 0), dtype=np.float32), np.empty(0, dtype=np.float32)
     projection = fit_itq(rows, code_bits=bits, iterations=config.itq_iterations, seed=config.seed)
     return projection.weight, projection.mean @ projection.weight
-
-
-def _largest(tables: Sequence[RadiusTable]) -> RadiusTable:
-    columns = {}
-    for count in tables[0].columns:
-        by_modality = np.array([table.columns[count] for table in tables])  # [modalities, GRID_COUNT]
-        columns[count] = tuple(by_modality.max(axis=0).tolist())
-    return RadiusTable(columns)
 
 
 def _fit_labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -64,6 +64,15 @@ class RadiusTable:
     def unlimited(cls, code_bits: int) -> RadiusTable:
         """Return the table that excludes no code, for a projection that nothing was measured on."""
         return cls({count: (count,) * GRID_COUNT for count in bit_counts(code_bits)})
+
+    @classmethod
+    def largest(cls, tables: Sequence[RadiusTable]) -> RadiusTable:
+        """Return the table of each largest radius: what holds for every modality that was measured."""
+        columns = {}
+        for count in tables[0].columns:
+            own = np.array([table.columns[count] for table in tables])  # [tables, GRID_COUNT]
+            columns[count] = tuple(own.max(axis=0).tolist())
+        return cls(columns)
 
     @property
     def code_bits(self) -> int:

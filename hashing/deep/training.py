@@ -68,9 +68,9 @@ def train(
     it. progress: stages "fit", "train", "calibrate", "evaluate", "labels".
 
     What `split_set` holds out chooses the pass whose towers are returned. Radii and drift are calibrated on
-    up to HELD_OUT_ROWS_LIMIT held-out rows of the main modality; below HELD_OUT_LEAST_ROWS of them the radii
-    limit nothing. Where rows of the main modality carry labels, a label part is fitted to all of them in
-    closed form, as by `train_encoder`.
+    up to HELD_OUT_ROWS_LIMIT held-out rows, the drift of the main modality, the radii of each, of which
+    the largest count; below HELD_OUT_LEAST_ROWS of a modality the radii limit nothing. Where rows of the main
+    modality carry labels, a label part is fitted to all of them in closed form, as by `train_encoder`.
     Equal seed, input, device and thread count give an equal encoder; on a GPU up to the order of its sums.
 
     Metrics: row_count, held_out_row_count, recall_at_10_in_100 and label figures as `train_encoder`;
@@ -132,7 +132,10 @@ def train(
     encoder = _calibrated(
         maps,
         as_rows(training_set.embeddings[main][split.training[main][:FIT_ROWS_LIMIT]]),
-        as_rows(training_set.embeddings[main][split.held_out[main]]),
+        {
+            modality: as_rows(embeddings[split.held_out[modality]])
+            for modality, embeddings in training_set.embeddings.items()
+        },
         main=main,
         scorer=scorer,
         metrics=metrics,
@@ -241,7 +244,7 @@ def _objectives(
 def _calibrated(
     maps: Mapping[str, InstanceMap],
     rows: NDArray[np.float32],
-    held_out: NDArray[np.float32],
+    held_out: Mapping[str, NDArray[np.float32]],
     *,
     main: str,
     scorer: PairScorer | None,
@@ -249,17 +252,25 @@ def _calibrated(
     seed: int,
     progress: Progress,
 ) -> Encoder:
-    """An encoder of the maps; radii, drift reference and recall measured on held-out rows of the main one."""
-    progress("calibrate", 0, 1)
-    own = maps[main]
-    measured = held_out.shape[0] >= HELD_OUT_LEAST_ROWS
-    sample = held_out[:: max(1, -(-held_out.shape[0] // HELD_OUT_ROWS_LIMIT))]
-    radius_table = (
-        calibrate_radii(own, sample, seed=seed) if measured else RadiusTable.unlimited(own.code_bits)
-    )
+    """An encoder of the maps. Radii are the largest of all modalities on held-out rows; drift reference and
+    recall are measured on those of the main one."""
+    tables = []
+    samples = {}
+    for done, (modality, own) in enumerate(maps.items()):
+        progress("calibrate", done, len(maps))
+        unread = held_out[modality]
+        samples[modality] = unread[:: max(1, -(-unread.shape[0] // HELD_OUT_ROWS_LIMIT))]
+        measured = unread.shape[0] >= HELD_OUT_LEAST_ROWS
+        tables.append(
+            calibrate_radii(own, samples[modality], seed=seed)
+            if measured
+            else RadiusTable.unlimited(own.code_bits)
+        )
+    own, sample = maps[main], samples[main]
+    measured = sample.shape[0] >= HELD_OUT_LEAST_ROWS
     reference = sample if measured else rows[:HELD_OUT_ROWS_LIMIT]
     drift_reference = fit_drift_reference(own.project(reference))
-    progress("calibrate", 1, 1)
+    progress("calibrate", len(maps), len(maps))
     metrics = metrics | {"held_out_row_count": float(sample.shape[0]) if measured else 0.0}
     if measured:
         progress("evaluate", 0, 1)
@@ -267,7 +278,7 @@ def _calibrated(
         progress("evaluate", 1, 1)
     return Encoder(
         projections=maps,
-        radius_table=radius_table,
+        radius_table=RadiusTable.largest(tables),
         drift_reference=drift_reference,
         pair_scorer=scorer,
         metrics=metrics,

@@ -280,10 +280,16 @@ def test_crossmodal_encoder_is_trained_and_searched_from_the_command_line(
         assert trained["map_image_to_text"] > 0.8 and trained["classes"] == 3
         nearhit("build", "--cache", "shop")
         np.save(tmp_path / "query.npy", views["image"].astype(np.float32))
-        for row in range(3):
+
+        def labels_found(row: int) -> set[tuple[str, ...]]:
             done = nearhit(
                 *("search", "shop", "--address", load_config(config_path).server.address, "--json"),
                 *("--embedding", str(tmp_path / "query.npy"), "--row", str(row)),
                 *("--modality", "image", "--target-modality", "text", "--top-k", "3"),
             )
-            assert {tuple(found["labels"]) for found in answer(done)["results"]} == {(f"c{row}",)}
+            return {tuple(found["labels"]) for found in answer(done)["results"]}
+
+        # A server opens what was built within a second.
+        assert any(labels_found(0) for _ in range(20))
+        for row in range(3):
+            assert labels_found(row) == {(f"c{row}",)}
