@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.embeddings import as_rows, unit_rows
-from hashing.errors import EmbeddingsError
 from scripts.arguments import CommandError
-from scripts.row_files import RowBatch, open_rows
+from scripts.row_files import open_rows
 from service.coding import normalise
 from service.config import EmbedderConfig
 from service.embedder import Embedder
@@ -53,7 +51,7 @@ def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
     columns: dict[str, list[Any]] = {}
     count = 0
     for batch in file.batches():
-        parts.append(_normalised(path, batch))
+        parts.append(_normalised(path, batch.embeddings, numbers=batch.numbers))
         for name in ("id", "labels", "text"):
             own = batch.columns.get(name)
             if own is not None or name in columns:
@@ -147,12 +145,14 @@ def embed_texts(texts: Sequence[str], *, embedder: EmbedderConfig) -> NDArray[np
         started.stop()
 
 
-def _normalised(path: Path, batch: RowBatch) -> NDArray[np.float32]:
-    """The rows of a batch at length 1. Raises: CommandError that names the first that has no direction."""
+def _normalised(
+    path: Path, embeddings: NDArray[np.float32], *, numbers: Sequence[int]
+) -> NDArray[np.float32]:
+    """Rows at length 1. Raises: CommandError that names the first that has no direction by its number."""
     try:
-        return normalise(batch.embeddings)
+        return normalise(embeddings)
     except InvalidRequestError:
-        for number, row in zip(batch.numbers, batch.embeddings, strict=True):
+        for number, row in zip(numbers, embeddings, strict=True):
             try:
                 normalise(row[None])
             except InvalidRequestError as error:
@@ -173,10 +173,7 @@ def _rows_of(path: Path, embeddings: NDArray[Any]) -> TrainingRows:
         raise CommandError(
             f"{path}: embeddings must be floats [n, dim], got {embeddings.dtype}{list(embeddings.shape)}"
         )
-    try:
-        unit = unit_rows(as_rows(embeddings))
-    except EmbeddingsError as error:
-        raise CommandError(f"{path}: {error.reason}") from error
+    unit = _normalised(path, embeddings.astype(np.float32), numbers=range(len(embeddings)))
     return TrainingRows(unit, None, None, None)
 
 
@@ -185,7 +182,7 @@ def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: Embedd
     sides: list[tuple[str, str]] = []
     labels: list[int] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold as it is
     except _UNREADABLE as error:
         raise CommandError(f"{path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -198,6 +195,8 @@ def _read_named_pairs(path: Path, *, rows: TrainingRows | None, embedder: Embedd
             raise CommandError(f"{path}: line {number} is no object with a, b and label") from error
         if label not in (0, 1):
             raise CommandError(f"{path}: line {number}: label is {label!r}, expected 1 (similar) or 0")
+        if first is None or second is None:
+            raise CommandError(f"{path}: line {number}: a and b must name rows or be texts, not null")
         sides.append((str(first), str(second)))
         labels.append(int(label))
     if not sides:
