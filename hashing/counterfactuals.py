@@ -23,7 +23,7 @@ _SWAPS = (
 )
 _NEGATABLE = re.compile(
     r"\b(is|are|was|were|do|does|did|can|could|will|would|should|have|has)"
-    r"(n't|n\N{RIGHT SINGLE QUOTATION MARK}t| not)?( I| you| we| they| it| he| she)?\b",
+    r"(n?['\N{RIGHT SINGLE QUOTATION MARK}]t| ?not)?( I| you| we| they| it| he| she)?\b",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\b\d{1,4}\b")

@@ -25,7 +25,8 @@ def update_crossmodal(
     embeddings: float [n, dim] of `modality`. labels: of each row; rows with none are skipped. Instance codes,
     queries between them, radii and issued class codes stay: stored codes of either kind need no change, and
     entries of every modality are found under new labels by queries of this one. The result equals a label
-    part trained on all rows at once. `trained` is not changed.
+    part trained on all rows at once with the same ridge in all: that of the rows which `trained` began with,
+    as the ridge of its kernel is per row of those. `trained` is not changed.
     Raises: UnknownModalityError; NothingToLearnError; EmbeddingsError; DimensionError; TrainingDataError.
     """
     check_labels(labels, row_count=embeddings.shape[0])

@@ -8,7 +8,7 @@ into the weights that best estimate, bit by bit, what it and the row have in com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -130,13 +130,19 @@ def cross_queries(
 
 
 def held_out_scores(
-    source: Predictor, target: Predictor, code: FunctionCode, *, queries: Sequence[int] | NDArray[np.intp]
+    source: Predictor,
+    target: Predictor,
+    code: FunctionCode,
+    *,
+    queries: NDArray[np.intp],
+    rows: NDArray[np.intp],
 ) -> NDArray[np.float64]:
     """Return scores of held-out queries against codes of rows that were held out too, float64 [q, n].
 
-    code: that of the target's modality.
+    code: that of the target's modality. queries, rows: row numbers [q] of the source, [n] of the target.
     """
-    scores: NDArray[np.float64] = (source.held_out[queries] @ code.decoder) @ code.signs(target.held_out).T
+    signs = code.signs(target.held_out[rows])  # [n, bits]
+    scores: NDArray[np.float64] = (source.held_out[queries] @ code.decoder) @ signs.T
     return scores
 
 

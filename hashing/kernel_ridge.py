@@ -73,9 +73,23 @@ class FoldedRidge:
         return predicted
 
 
-def draw_folds(row_count: int, *, fold_count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Deal rows to folds of equal size at random, intp [n]; fewer folds where there are fewer rows."""
-    return rng.permutation(row_count) % min(fold_count, row_count)
+def draw_folds(
+    row_count: int,
+    *,
+    fold_count: int,
+    rng: np.random.Generator,
+    ahead: NDArray[np.integer] | None = None,
+) -> NDArray[np.intp]:
+    """Deal rows to folds of equal size at random, intp [n]; fewer folds where there are fewer rows.
+
+    ahead: rows that are dealt before the others, so that they are in folds of equal size too.
+    """
+    turn = rng.permutation(row_count)
+    if ahead is not None:
+        later = np.ones(row_count, dtype=np.bool_)
+        later[ahead] = False
+        turn[np.lexsort((turn, later))] = np.arange(row_count)
+    return turn % min(fold_count, row_count)
 
 
 def choose_kernel(

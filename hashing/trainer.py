@@ -35,6 +35,10 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage ("fit", "calibrate", "evaluate", "labels"), the steps done and their number."""
 
 
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """A `Progress` that tells nobody."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedEncoder:
     """encoder: ready to serve. state: what `update_labels` continues from; None without labels."""
@@ -70,7 +74,7 @@ def train_encoder(
     Raises, before time is spent: EmbeddingsError for values that are not finite; TrainingDataError for
     fewer than 2 rows, equal rows, labels that do not fit, no labelled row, or one class only.
     """
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else no_progress
     labelled = None if labels is None else labelled_rows(labels, row_count=embeddings.shape[0])
     check_training_rows(embeddings)
 
@@ -227,7 +231,3 @@ def _label_queries(labels: Labels, labelled: NDArray[np.intp], *, seed: int) -> 
             for label in own:
                 remaining[label] -= 1
     return np.sort(np.array(chosen, dtype=np.intp))
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass

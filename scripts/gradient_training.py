@@ -72,9 +72,11 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
 def wants_gradient(arguments: argparse.Namespace) -> bool:
     """Whether the arguments ask for a training by gradient.
 
-    Raises: CommandError where something is given that only such a training reads.
+    Raises: CommandError where something is given that only such a training reads, or only another.
     """
     if any((arguments.preset, arguments.training, arguments.pairs, arguments.data)):
+        if arguments.crossmodal:
+            raise CommandError("--crossmodal is no training by gradient: name a --preset without it")
         return True
     for name in ("texts", "views", "checkpoint", "device"):
         if getattr(arguments, name) is not None:

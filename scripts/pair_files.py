@@ -118,4 +118,6 @@ def _read_pair(line: str, *, place: str) -> tuple[Any, Any, int]:
     first, second, label = (row[key] for key in PAIR_KEYS)
     if label not in (0, 1):
         raise CommandError(f"{place}: label must be 1 (same) or 0, not {label!r}")
+    if first is None or second is None:
+        raise CommandError(f"{place}: a and b must name rows or be texts, not null")
     return first, second, int(label)

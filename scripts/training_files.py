@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.embeddings import as_rows, unit_rows
-from hashing.errors import EmbeddingsError
 from hashing.trainer import Progress
 from scripts.arguments import CommandError
 from scripts.pair_files import read_pair_lines, read_text_pairs
-from scripts.row_files import RowBatch, open_rows
+from scripts.row_files import open_rows
 from service.coding import normalise
 from service.config import EmbedderConfig
 from service.embedder import Embedder
@@ -59,7 +57,7 @@ def read_rows(path: Path, *, texts: Path | None = None) -> TrainingRows:
     columns: dict[str, list[Any]] = {}
     count = 0
     for batch in file.batches():
-        parts.append(_normalised(path, batch))
+        parts.append(_normalised(path, batch.embeddings, numbers=batch.numbers))
         for name in ("id", "labels", "text"):
             own = batch.columns.get(name)
             if own is not None or name in columns:
@@ -174,12 +172,14 @@ def embed_texts(
         started.stop()
 
 
-def _normalised(path: Path, batch: RowBatch) -> NDArray[np.float32]:
-    """The rows of a batch at length 1. Raises: CommandError that names the first that has no direction."""
+def _normalised(
+    path: Path, embeddings: NDArray[np.float32], *, numbers: Sequence[int]
+) -> NDArray[np.float32]:
+    """Rows at length 1. Raises: CommandError that names the first that has no direction by its number."""
     try:
-        return normalise(batch.embeddings)
+        return normalise(embeddings)
     except InvalidRequestError:
-        for number, row in zip(batch.numbers, batch.embeddings, strict=True):
+        for number, row in zip(numbers, embeddings, strict=True):
             try:
                 normalise(row[None])
             except InvalidRequestError as error:
@@ -200,10 +200,7 @@ def _rows_of(path: Path, embeddings: NDArray[Any]) -> TrainingRows:
         raise CommandError(
             f"{path}: embeddings must be floats [n, dim], got {embeddings.dtype}{list(embeddings.shape)}"
         )
-    try:
-        unit = unit_rows(as_rows(embeddings))
-    except EmbeddingsError as error:
-        raise CommandError(f"{path}: {error.reason}") from error
+    unit = _normalised(path, embeddings.astype(np.float32), numbers=range(len(embeddings)))
     return TrainingRows(unit, None, None, None)
 
 

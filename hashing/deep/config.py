@@ -79,6 +79,8 @@ class PairLosses:
         require_positive("losses.pairs.temperature", self.temperature)
         require_int("losses.pairs.mined_negatives", self.mined_negatives, low=0, high=NEGATIVES_LIMIT)
         _require_bool("losses.pairs.closure", self.closure)
+        if self.mined_negatives and not self.info_nce:
+            raise ConfigError("losses.pairs.mined_negatives", self.mined_negatives, "0 without info_nce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,8 @@ class MatchLosses:
         require_positive("losses.matches.temperature", self.temperature)
         if self.reconstruct > 1:
             raise ConfigError("losses.matches.reconstruct", self.reconstruct, "a number in [0, 1]")
+        if self.reconstruct and not self.info_nce:
+            raise ConfigError("losses.matches.reconstruct", self.reconstruct, "0 without info_nce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hashing.deep.schedule import warmup_schedule
 from hashing.evidence_network import EvidenceNetwork
 
 START_SCALE, START_BIAS = 10.0, -7.0
@@ -147,11 +148,7 @@ def _descend(
     rng = np.random.default_rng(seed)
     steps = -(-count // batch_size)
     epochs = max(epochs, -(-LEAST_STEPS // steps))
-    total = epochs * steps
-    warmup = max(1.0, WARMUP_SHARE * total)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (total - step) / max(1.0, total - warmup))
-    )
+    schedule = warmup_schedule(optimiser, step_count=epochs * steps, warmup_share=WARMUP_SHARE)
     for _ in range(epochs):
         for batch in np.array_split(rng.permutation(count), steps):
             optimiser.zero_grad()

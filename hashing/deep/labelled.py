@@ -18,18 +18,18 @@ from hashing.config import require_bits, require_int, require_positive, require_
 from hashing.deep import losses
 from hashing.deep.attack import STEPS_LIMIT, check_attack, perturb
 from hashing.deep.config import BATCH_SIZE_LIMIT, EPOCHS_LIMIT, HIDDEN_WIDTH_LIMIT
+from hashing.deep.loop import GRADIENT_NORM_LIMIT
+from hashing.deep.schedule import warmup_schedule
 from hashing.deep.towers import ResidualTower, export
 from hashing.embeddings import check_training_rows, unit_rows
 from hashing.errors import ConfigError, TrainingDataError
 from hashing.tower import InstanceMap
-from hashing.trainer import Progress
+from hashing.trainer import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
 START_RIDGE = 1.0
 """Ridge penalty of the linear regression on the class codes that the tower starts at."""
-
-GRADIENT_NORM_LIMIT = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +129,9 @@ def train_labelled(
 
     Raises, before time is spent: EmbeddingsError for values that are not finite; TrainingDataError for labels
     that do not fit, no labelled row, one class only, or rows that are all equal; ConfigError for label_bits
-    other than those of `class_codes`.
+    other than those of `class_codes`. Later: ConfigError where the training diverges.
     """
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else no_progress
     rows, kept = _labelled(embeddings, labels)
     codes = ClassCodes.empty(label_bits=config.label_bits, seed=config.seed)
     if class_codes is not None:
@@ -168,7 +168,7 @@ def train_labelled(
 
 
 def _train(tower: ResidualTower, batches: _Batches, *, config: LabelledConfig, progress: Progress) -> float:
-    """The training loop. Returns the mean loss of the last pass."""
+    """The training loop. Returns the mean loss of the last pass. Raises: ConfigError where it diverges."""
     rng = np.random.default_rng(config.seed)
     generator = torch.Generator(batches.rows.device).manual_seed(config.seed)
     optimiser = torch.optim.AdamW(
@@ -177,10 +177,7 @@ def _train(tower: ResidualTower, batches: _Batches, *, config: LabelledConfig, p
     row_count = batches.rows.shape[0]
     steps_per_epoch = -(-row_count // config.batch_size)
     step_count = config.epochs * steps_per_epoch
-    warmup = max(1.0, config.warmup_share * step_count)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (step_count - step) / max(1.0, step_count - warmup))
-    )
+    schedule = warmup_schedule(optimiser, step_count=step_count, warmup_share=config.warmup_share)
     step, total = 0, 0.0
     for _ in range(config.epochs):
         total = 0.0
@@ -199,6 +196,8 @@ def _train(tower: ResidualTower, batches: _Batches, *, config: LabelledConfig, p
             step += 1
             total += float(loss.detach()) / steps_per_epoch
             progress("train", step, step_count)
+        if not np.isfinite(total):
+            raise ConfigError("learning_rate", config.learning_rate, "smaller: the training diverged")
         logger.info("loss %.4f after %d of %d steps", total, step, step_count)
     return total
 
@@ -285,7 +284,3 @@ def _class_vectors(labels: Labels) -> NDArray[np.float32]:
     for row, own in enumerate(labels):
         vectors[row, [columns[label] for label in own]] = 1
     return vectors
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass

@@ -19,8 +19,10 @@ from hashing.deep import losses
 from hashing.deep.binarizers import AnnealedTanh, StraightThroughSign
 from hashing.deep.config import TrainingConfig, ValueLosses
 from hashing.deep.objectives import Coder, Objective
+from hashing.deep.schedule import warmup_schedule
 from hashing.deep.towers import LinearTower, export, settle
-from hashing.errors import TrainingDataError
+from hashing.embeddings import CHUNK_ROWS
+from hashing.errors import ConfigError, TrainingDataError
 from hashing.tower import InstanceMap
 from hashing.trainer import Progress
 
@@ -49,6 +51,7 @@ def run_loop(
     objectives: Sequence[Objective],
     rows: Mapping[str, NDArray[np.float32]],
     *,
+    step_rows: Mapping[str, NDArray[np.float32]],
     score: Score,
     config: TrainingConfig,
     device: torch.device,
@@ -60,9 +63,11 @@ def run_loop(
 ) -> LoopResult:
     """Train towers, judge them after each pass, and return the best.
 
-    rows: modality -> float32 [n, dim], the training part. checkpoint: a file that the state is kept in after
+    rows: modality -> float32 [n, dim], the training part. step_rows: what steps read, `rows` and behind them
+    rebuilt ones, which towers are not settled on. checkpoint: a file that the state is kept in after
     each pass. resumed: what `read_checkpoint` gave, to go on from; None to begin. key: what the training is
     of, kept with the state. Needs a seeded torch.
+    Raises: ConfigError where the training diverges: weights or values are not finite after a pass.
     """
     optimiser_config = config.optimiser
     module = nn.ModuleDict(dict(towers)).to(device)
@@ -78,11 +83,8 @@ def run_loop(
     )
     steps_per_pass = max(objective.step_count for objective in objectives)
     step_count = optimiser_config.epochs * steps_per_pass
-    warmup = max(1.0, optimiser_config.warmup_share * step_count)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (step_count - step) / max(1.0, step_count - warmup))
-    )
-    device_rows = {modality: torch.from_numpy(own).to(device) for modality, own in rows.items()}
+    schedule = warmup_schedule(optimiser, step_count=step_count, warmup_share=optimiser_config.warmup_share)
+    device_rows = {modality: torch.from_numpy(own).to(device) for modality, own in step_rows.items()}
     state = _State(module, averaged, optimiser, schedule, learned, rng, key=key)
     if resumed is not None:
         state.resume(resumed)
@@ -93,7 +95,7 @@ def run_loop(
             break
         values = None
         if epoch > 1 and any(objective.mines for objective in objectives):
-            maps = _exported(module, rows)
+            maps = _exported(module, rows, config=config)
             values = {modality: maps[modality].project(own) for modality, own in rows.items()}
         module.train()
         for objective in objectives:
@@ -115,7 +117,7 @@ def run_loop(
                 averaged.update_parameters(module)
             progress("train", step + 1, step_count)
         judged = module if averaged is None else averaged.module
-        reached = score(_exported(judged, rows))
+        reached = score(_exported(judged, rows, config=config))
         logger.info("pass %d: score %.4f on the held-out part", epoch, reached)
         state.note(epoch, reached, judged)
         state.save(checkpoint)
@@ -227,14 +229,28 @@ def _penalties(values: Tensor, weights: ValueLosses) -> Tensor:
     return loss
 
 
-def _exported(module: nn.Module, rows: Mapping[str, NDArray[np.float32]]) -> dict[str, InstanceMap]:
-    """Settle the towers on all training rows, and return them as arrays."""
+def _exported(
+    module: nn.Module, rows: Mapping[str, NDArray[np.float32]], *, config: TrainingConfig
+) -> dict[str, InstanceMap]:
+    """Settle the towers on all training rows, and return them as arrays.
+
+    Raises: ConfigError for weights that are not finite, or that map rows to values that are not.
+    """
     assert isinstance(module, nn.ModuleDict)
+    diverged = ConfigError(
+        "optimiser.learning_rate", config.optimiser.learning_rate, "smaller: the training diverged"
+    )
+    if not all(bool(torch.isfinite(own).all()) for own in module.parameters()):
+        raise diverged
     maps: dict[str, InstanceMap] = {}
     for modality, tower in module.items():
         assert isinstance(tower, LinearTower)
         settle(tower, rows[modality])
         maps[modality] = export(tower)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = maps[modality].project(rows[modality][:CHUNK_ROWS])
+        if not np.isfinite(values).all():
+            raise diverged
     return maps
 
 

@@ -50,7 +50,7 @@ class PairObjective:
         self._order: list[NDArray[np.int64]] = []
         self._negatives: Tensor | None = None
         self.step_count = batches.step_count(len(pairs))
-        self.mines = weights.mined_negatives > 0 and weights.info_nce > 0
+        self.mines = weights.mined_negatives > 0
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.scores.parameters())
@@ -58,7 +58,7 @@ class PairObjective:
     def begin_pass(self, rng: np.random.Generator, values: Mapping[str, NDArray[np.float32]] | None) -> None:
         self._order = np.array_split(rng.permutation(len(self._pairs)), self.step_count)
         if self.mines and values is not None:
-            own = values[self._modality][: self._group.size]  # without partners rebuilt for other rows
+            own = values[self._modality]
             pool = np.sort(rng.permutation(own.shape[0])[:MINING_POOL_LIMIT])
             room = pool.size - int(np.bincount(self._group[pool]).max())
             count = min(self._weights.mined_negatives, room)
@@ -118,20 +118,20 @@ def _closure(
     pairs: NDArray[np.int64], group: NDArray[np.int64], *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Return pairs [q, 3] of rows that a chain of similar pairs links and no pair of either kind does; up to
-    as many as there are similar ones."""
+    as many as there are similar ones. Memory grows with the pairs given, not with what they link."""
     similar_count = int(np.count_nonzero(pairs[:, 2]))
-    order = np.argsort(group, kind="stable")
+    order = np.argsort(group, kind="stable")  # the members of each group side by side
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    made = []
-    for members in np.split(order, starts[1:]):
-        if members.size > 2:
-            left, right = np.triu_indices(members.size, 1)
-            made.append(np.column_stack([members[left], members[right]]))
-    if not made:
-        return np.empty((0, 3), dtype=np.int64)
-    linked = np.concatenate(made)
-    known = {tuple(sorted(pair)) for pair in pairs[:, :2].tolist()}
-    fresh = np.array([tuple(sorted(pair)) not in known for pair in linked.tolist()])
-    linked = linked[fresh]
+    behind = np.repeat(np.append(starts[1:], order.size), np.diff(np.append(starts, order.size)))
+    partners = behind - np.arange(order.size) - 1  # members that follow a member in its group
+    ends = np.cumsum(partners)
+    total = int(ends[-1])
+    # The pairs of all groups are numbered in turn; of those drawn no more than are given can be known.
+    drawn = np.sort(rng.choice(total, size=min(total, similar_count + len(pairs)), replace=False))
+    place = np.searchsorted(ends, drawn, side="right")
+    linked = np.sort(np.column_stack([order[place], order[place + ends[place] - drawn]]), axis=1)
+    row_count = group.size
+    known = np.sort(pairs[:, :2], axis=1) @ [row_count, 1]
+    linked = linked[~np.isin(linked @ [row_count, 1], known)]
     linked = linked[np.sort(rng.permutation(len(linked))[:similar_count])]
     return np.column_stack([linked, np.ones(len(linked), dtype=np.int64)])

@@ -43,6 +43,7 @@ from hashing.trainer import (
     held_out_recall,
     label_head_of,
     labelled_rows,
+    no_progress,
     train_label_part,
 )
 
@@ -78,9 +79,9 @@ def train(
     held out chooses the pass, so that those are a little too high.
 
     Raises, before time is spent: as `split_set`; TrainingDataError for a checkpoint that does not fit;
-    ConfigError for a device that torch does not have here.
+    ConfigError for a device that torch does not have here. Later: ConfigError where the training diverges.
     """
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else no_progress
     rng = np.random.default_rng(config.seed)
     split = split_set(training_set, config=config, rng=rng)
     _warn(training_set, config=config)
@@ -108,7 +109,8 @@ def train(
         result = run_loop(
             towers,
             objectives,
-            step_rows,
+            rows,
+            step_rows=step_rows,
             score=lambda maps: validation.score(_folded(maps, main, scales)),
             config=config,
             device=place,
@@ -224,7 +226,8 @@ def _objectives(
         objectives.append(
             NeighbourObjective(rows[main], main, weights=weights.neighbours, batches=batches, rng=rng)
         )
-    vectors = label_vectors(training_set, split)
+    reads_labels = weights.of_labels or weights.matches.likelihood > 0
+    vectors = label_vectors(training_set, split) if reads_labels else {}
     if weights.of_labels:
         centres = class_centres(training_set, split, config=config)
         objectives.append(LabelObjective(vectors, centres=centres, weights=weights.labels, batches=batches))
@@ -348,7 +351,3 @@ def _key(training_set: TrainingSet, config: TrainingConfig) -> str:
     if training_set.pairs is not None:
         digest.update(np.asarray(training_set.pairs).tobytes())
     return digest.hexdigest()
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass

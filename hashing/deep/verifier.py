@@ -26,7 +26,7 @@ from hashing.evidence_network import EvidenceNetwork
 from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
 from hashing.pair_features import FEATURE_NAMES
 from hashing.question_words import words_of
-from hashing.trainer import Progress
+from hashing.trainer import Progress, no_progress
 from hashing.verifier import TEXT_FEATURES_BEFORE, Judge, TextPart, Verifier, pair_cosines, text_features
 from hashing.word_table import PreparedText, WordTable
 
@@ -126,10 +126,10 @@ def train_verifier(
     validation_wrong_at_20_PART (share of wrong pairs among the 20% judged best) and validation_hit_rate_PART
     (at 1% wrong of all), PART one of cosine, embedding, text.
 
-    Raises, before time is spent: EmbeddingsError; TrainingDataError as `hashing.deep.training.train_pairs`,
+    Raises, before time is spent: EmbeddingsError; TrainingDataError as `hashing.deep.pairs.check_pairs`,
     for pairs that hang together so that no folds can be made, and for texts of another length than the rows.
     """
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else no_progress
     check_training_rows(embeddings)
     checked = check_pairs(pairs, row_count=embeddings.shape[0])
     if texts is not None and len(texts) != embeddings.shape[0]:
@@ -383,7 +383,3 @@ def _figures(part: str, scores: NDArray[np.floating], same: NDArray[np.bool_]) -
         f"validation_wrong_at_20_{part}": wrong_share_at_hit_rate(scores, same, hit_rate=0.2),
         f"validation_hit_rate_{part}": hit_rate_at_error(scores, same, error=0.01),
     }
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import faiss
 import numpy as np
@@ -84,7 +85,7 @@ def fit_pairs(
 def load_pairs(
     folder: Path, *, held_out_every: int = HELD_OUT_EVERY
 ) -> tuple[NDArray[np.floating], NDArray[np.int64]] | None:
-    """The question embeddings and those labelled pairs that touch no query of a run; None where too few.
+    """Those labelled pairs that touch no query of a run, and the embeddings they are of; None where too few.
 
     Raises: CommandError for a file that is there and cannot be read.
     """
@@ -96,10 +97,13 @@ def load_pairs(
             if "pairs" not in archive:
                 return None
             embeddings, pairs = archive["embeddings"], archive["pairs"].astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise CommandError(f"{path}: no .npz of embeddings and pairs: {error}") from error
     kept = (pairs[:, :2] % (held_out_every // 2) != 0).all(axis=1)
-    return (embeddings, pairs[kept]) if np.count_nonzero(kept) >= _LEAST_PAIRS else None
+    if np.count_nonzero(kept) < _LEAST_PAIRS:
+        return None
+    rows, places = np.unique(pairs[kept, :2], return_inverse=True)
+    return embeddings[rows], np.column_stack([places.reshape(-1, 2), pairs[kept, 2]])
 
 
 def signs(values: NDArray[np.float32]) -> NDArray[np.float32]:

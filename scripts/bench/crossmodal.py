@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing.class_codes import ClassCodes
+from hashing.config import WORD_BITS
 from hashing.crossmodal import train_crossmodal
 from hashing.crossmodal_config import CrossModalConfig, KernelSettings
+from hashing.embeddings import unit_rows
 from hashing.inference import Encoder
 from hashing.kernel_ridge import choose_kernel
 from hashing.metrics import mean_average_precision
@@ -40,7 +42,6 @@ FUNCTION_FEATURES, QUICK_FEATURES = 2048, 1024
 FOLDS = 5  # one of them is the database of new rows
 DIRECTIONS = (("image", "text"), ("text", "image"))
 _KEYS = ("image_train", "image_test", "text_train", "text_test", "label_train", "label_test")
-_WORD_BITS = 64
 
 Rows = Mapping[str, NDArray[np.float32]]
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -138,11 +139,11 @@ def choose_maps(data: CrossModalSet) -> tuple[dict[str, Embed], dict[str, Kernel
     or, where no value is negative, the unit square roots (Hellinger map), and their kernel."""
     embed: dict[str, Embed] = {}
     kernels: dict[str, KernelSettings] = {}
-    codes = ClassCodes.empty(label_bits=_WORD_BITS, seed=0).issue(map(str, range(data.train_labels.shape[1])))
+    codes = ClassCodes.empty(label_bits=WORD_BITS, seed=0).issue(map(str, range(data.train_labels.shape[1])))
     targets = label_targets(_names(data.train_labels), class_codes=codes)
     for modality, rows in data.train.items():
         best = -1.0
-        for candidate in (_unit, _unit_root) if rows.min() >= 0 else (_unit,):
+        for candidate in (unit_rows, _unit_root) if rows.min() >= 0 else (unit_rows,):
             kernel, reached = choose_kernel(candidate(rows), targets, seed=0)
             if reached > best:
                 embed[modality], kernels[modality], best = candidate, kernel, reached
@@ -223,8 +224,8 @@ def _train(
 ) -> Encoder:
     names = _names(labels)
     config = CrossModalConfig(
-        code_bits=max(bits, _WORD_BITS),
-        label_bits=max(bits, _WORD_BITS),
+        code_bits=max(bits, WORD_BITS),
+        label_bits=max(bits, WORD_BITS),
         function_bits=bits,
         function_feature_count=feature_count,
         kernels=kernels,
@@ -310,13 +311,8 @@ def _names(labels: NDArray[np.float64]) -> list[list[str]]:
     return [[str(label) for label in np.flatnonzero(row)] for row in labels]
 
 
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit.astype(np.float32)
-
-
 def _unit_root(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return _unit(np.sqrt(np.maximum(rows, 0)))
+    return unit_rows(np.sqrt(np.maximum(rows, 0)))
 
 
 def _signs(bits: NDArray[Any]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,10 +128,11 @@ def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
     except ImportError as error:
         raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
     path = folder / "question_pairs.npz"
-    if not path.is_file():
-        raise CommandError(f"{path}: no such file")
-    with np.load(path, allow_pickle=False) as archive:
-        rows, pairs = unit_rows(archive["embeddings"]), archive["pairs"]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            rows, pairs = unit_rows(archive["embeddings"]), archive["pairs"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise CommandError(f"{path}: no .npz of embeddings and pairs: {error}") from error
     texts = _texts(path.with_suffix(".txt"), row_count=len(rows))
     if quick:
         pairs = pairs[:QUICK_PAIRS]

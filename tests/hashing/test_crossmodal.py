@@ -234,6 +234,14 @@ def test_pairs_alone_teach_which_rows_belong_together() -> None:
     assert trained.encoder.metrics["map_image_to_text"] > 0.015  # one row of 400 is relevant
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_rows_that_all_rows_of_the_other_modality_belong_to_are_learned_from(views, seed: int) -> None:
+    rows, _ = views
+    pairs = [[row % 2, row] for row in range(400)]
+    metrics = train_crossmodal(rows, config=config_of(seed=seed), pairs=pairs).encoder.metrics
+    assert metrics["held_out_row_count"] == 80
+
+
 def test_order_of_rows_is_free_where_pairs_say_it() -> None:
     rows, _ = draw_views(400, seed=1)
     order = np.random.default_rng(0).permutation(400)
@@ -348,6 +356,11 @@ def constant(rows: Rows, labels: list[list[str]]) -> dict:
         ),
         (lambda r, _: {"embeddings": r, "pairs": [[0, 1]]}, TrainingDataError, "at least 2 pairs"),
         (lambda r, _: {"embeddings": r, "pairs": [0, 1]}, TrainingDataError, "integers"),
+        (
+            lambda r, _: {"embeddings": r, "pairs": [[7, row] for row in range(400)]},
+            TrainingDataError,
+            "all pairs name one row of 'image'",
+        ),
         (
             lambda r, _: {"embeddings": {**r, "sound": r["text"]}, "pairs": [[0, 1], [1, 2]]},
             TrainingDataError,

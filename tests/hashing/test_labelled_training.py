@@ -36,6 +36,13 @@ def test_new_rows_find_the_codes_of_their_class(draw_clusters, class_count: int)
     assert np.mean(bits == target_bits(trained.class_codes, own)) > 0.9
 
 
+def test_training_that_diverges_names_the_learning_rate(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=2, rows_per_class=40)
+    config = LabelledConfig(hidden_width=16, epochs=3, batch_size=16, learning_rate=1e30)
+    with pytest.raises(ConfigError, match="learning_rate must be smaller"):
+        train_labelled(rows, labels, config=config, device="cpu")
+
+
 def test_class_codes_issued_before_stay(draw_clusters) -> None:
     rows, labels = draw_clusters(class_count=4, rows_per_class=20)
     issued = ClassCodes.empty(label_bits=64, seed=9).issue(["older", "c2"])

@@ -1,5 +1,6 @@
 """What a step of training asks of the codes: the batches and the losses of each objective."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,23 @@ def test_closure_adds_rows_that_a_chain_links_and_no_pair_names(data: st.DataObj
     assert {frozenset(own) for own in added} <= linked
 
 
+def test_closure_of_a_long_chain_takes_memory_for_its_pairs_alone() -> None:
+    pairs = np.column_stack([np.arange(5999), np.arange(1, 6000), np.ones(5999, dtype=np.int64)])
+    tracemalloc.start()
+    objective = _pair_objective(pairs.tolist(), 6000, closure=True, size=64)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert objective.step_count == -(-2 * 5999 // 64)
+    assert peak_bytes < 50_000_000  # the 18 million pairs of its rows would take 290
+
+
 def test_mined_negatives_are_of_other_groups_and_near() -> None:
     rows = _rows(40, seed=3)
     pairs = [[i, i + 1, 1] for i in range(8)] + [[2 * i, 2 * i + 1, i % 2] for i in range(5, 20)]
     objective = _pair_objective(pairs, 40, mined_negatives=3)
     coder = RecordingCoder({"text": rows})
-    values = np.random.default_rng(4).standard_normal((45, 64)).astype(np.float32)
-    objective.begin_pass(np.random.default_rng(0), {"text": values})  # 5 rows beyond: rebuilt partners
+    values = np.random.default_rng(4).standard_normal((40, 64)).astype(np.float32)
+    objective.begin_pass(np.random.default_rng(0), {"text": values})
     assert objective.mines
     objective.loss(coder, 0)
     asked = coder.asked[0][1]

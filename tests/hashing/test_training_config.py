@@ -69,6 +69,7 @@ OUT_OF_RANGE = {
         ("temperature", 0.0),
         ("mined_negatives", -1),
         ("mined_negatives", 65),
+        ("mined_negatives", 3),  # without InfoNCE, which reads them
         ("closure", "yes"),
     ],
     ("losses.labels.", LabelLosses): [("likelihood", -0.1), ("central", NAN)],

@@ -1,5 +1,6 @@
 """The loop of a training by gradient: going on after an interruption, early stopping, averaging, seeds."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hashing import TrainedEncoder, TrainingDataError
+from hashing import ConfigError, TrainedEncoder, TrainingDataError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -310,3 +311,39 @@ def test_held_out_part_without_any_label_judges_nothing() -> None:
     assert unjudged
     assert all(metrics["epoch_count"] == 5 for metrics in unjudged)
     assert not any(np.isnan(value) for metrics in ended for value in metrics.values())
+
+
+@pytest.mark.parametrize("kind", ["linear", "residual"])
+@pytest.mark.parametrize("learning_rate", [1e10, 1e30])
+def test_training_that_diverges_names_the_learning_rate(kind: Any, learning_rate: float) -> None:
+    config = replace(
+        SIMPLE,
+        tower=replace(SIMPLE.tower, kind=kind),
+        optimiser=replace(SIMPLE.optimiser, learning_rate=learning_rate),
+    )
+    with pytest.raises(ConfigError, match=r"optimiser\.learning_rate must be smaller: the training diverged"):
+        train(ROWS, config=config, device="cpu")
+
+
+def test_labels_that_no_loss_reads_take_no_matrix() -> None:
+    row_count = 4000
+    embeddings = {"text": _draw(200, 8), "image": _draw(row_count, 8)}
+    labels = {"image": [[f"c{row}"] for row in range(row_count)]}
+    config = replace(SIMPLE, optimiser=replace(SIMPLE.optimiser, epochs=1))
+    train(TrainingSet(embeddings=embeddings), config=config, device="cpu")  # what torch imports late
+    tracemalloc.start()
+    train(TrainingSet(embeddings=embeddings, labels=labels), config=config, device="cpu")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 30_000_000  # a matrix of rows and classes would take 58
+
+
+def test_bits_split_the_real_rows_evenly_whatever_is_rebuilt() -> None:
+    config = parse_config("code_bits = 64\n[losses.matches]\ninfo_nce = 1.0\nreconstruct = 0.3\n")
+    config = replace(config, optimiser=replace(config.optimiser, epochs=1, batch_size=64))
+    rows = {"image": _draw(400, 80) + np.float32(0.05), "text": _draw(400, 70, seed=1) + np.float32(0.05)}
+    items = {"image": np.arange(400), "text": np.where(np.arange(400) < 60, np.arange(400), -np.arange(400))}
+    trained = train(TrainingSet(embeddings=rows, items=items), config=config, device="cpu")
+    for modality, own in rows.items():
+        means = trained.encoder.projections[modality].project(own).mean(axis=0)
+        assert np.abs(means).mean() < 0.1

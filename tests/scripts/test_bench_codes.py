@@ -14,6 +14,7 @@ from scripts.bench.codes import Neighbours, recalls
 from scripts.bench.data import load_real, unit_rows
 from scripts.bench.intents import load_intents
 from scripts.bench.lines import Figure
+from scripts.bench.pairs import load_fold
 from scripts.bench.plot import write_curves
 from scripts.bench.seeds import SeededFigures, print_means
 
@@ -118,13 +119,25 @@ def test_pairs_that_touch_a_query_are_left_out(tmp_path: Path) -> None:
     assert load_pairs(tmp_path) is None
     rng = np.random.default_rng(0)
     pairs = np.column_stack([rng.integers(0, 4000, (3000, 2)), rng.integers(0, 2, 3000)])
-    np.savez(tmp_path / "question_pairs.npz", embeddings=np.ones((4000, 4), np.float16), pairs=pairs)
+    rows = rng.standard_normal((4000, 4)).astype(np.float16)
+    np.savez(tmp_path / "question_pairs.npz", embeddings=rows, pairs=pairs)
     loaded = load_pairs(tmp_path)
     assert loaded is not None
     kept = pairs[~np.isin(pairs[:, :2] % 80, (0, 40)).any(axis=1)]
-    assert np.array_equal(loaded[1], kept)
+    embeddings, own = loaded
+    assert np.array_equal(own[:, 2], kept[:, 2])
+    assert np.array_equal(embeddings[own[:, :2]], rows[kept[:, :2]])
+    assert len(embeddings) == np.unique(kept[:, :2]).size
     np.savez(tmp_path / "question_pairs.npz", embeddings=np.ones((4000, 4), np.float16), pairs=pairs[:100])
     assert load_pairs(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive"])
+def test_questions_that_cannot_be_read_are_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "question_pairs.npz").write_bytes(content)
+    with pytest.raises(CommandError, match=r"question_pairs\.npz: no \.npz of embeddings and pairs"):
+        load_fold(tmp_path, seed=0, quick=True)
 
 
 def test_curves_are_written_as_png_and_svg(tmp_path: Path) -> None:

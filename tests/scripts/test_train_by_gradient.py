@@ -182,6 +182,7 @@ CROSSMODAL = ("--cache", "art", "--preset", "crossmodal-paired")
     [
         ((), "name the cache with --cache"),
         (("--cache", "art", "--preset", "dpsh"), "preset must be one of crossmodal-labelled, "),
+        ((*CROSSMODAL, "--crossmodal"), "--crossmodal is no training by gradient"),
         (("--cache", "art", "--preset", "pairs", "--training", "{mine}"), "not both"),
         (("--cache", "art", "--training", "{no_toml}"), "no.toml: "),
         (("--cache", "art", "--training", "{absent}"), "absent.toml"),

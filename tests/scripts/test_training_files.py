@@ -213,7 +213,8 @@ def test_pairs_alone_need_rows(tmp_path: Path, name: str) -> None:
         ({"embeddings": ROWS, "pairs": PAIRS[:, :2]}, r"pairs must be integers .*int32\[2, 2\]"),
         ({"embeddings": ROWS[0], "pairs": PAIRS}, r"embeddings must be floats \[n, dim\]"),
         ({"embeddings": PAIRS, "pairs": PAIRS}, r"embeddings must be floats \[n, dim\]"),
-        ({"embeddings": ROWS * np.inf, "pairs": PAIRS}, "must be finite"),
+        ({"embeddings": ROWS * np.inf, "pairs": PAIRS}, "row 0: the embedding holds NaN or infinity"),
+        ({"embeddings": ROWS * np.float32(0), "pairs": PAIRS}, "row 0: the embedding is a zero vector"),
         ({"embeddings": np.array([None]), "pairs": PAIRS}, "allow_pickle"),
     ],
 )
@@ -256,6 +257,22 @@ def test_pair_that_names_no_row_is_told(tmp_path: Path, pairs: list[Any], messag
     rows = _rows(ids=["q0", "q1", "q2", "twice", "twice", None])
     with pytest.raises(CommandError, match=message):
         read_pairs(_named(tmp_path, *pairs), rows=rows, embedder=NO_EMBEDDER)
+
+
+def test_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    pairs = (
+        '{"a": "one\u2028more", "b": "q1", "label": 1}\r\n{"a": "q1", "b": "one\u2028more", "label": 0}\r\n'
+    )
+    (tmp_path / "pairs.jsonl").write_text(pairs, encoding="utf-8", newline="")
+    rows = _rows(ids=["q1", "one\u2028more", "c", "d", "e", "f"])
+    found = read_pairs(tmp_path / "pairs.jsonl", rows=rows, embedder=NO_EMBEDDER)
+    assert found.pairs.tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_pair_of_null_is_told(tmp_path: Path) -> None:
+    rows = _rows(ids=["None", "q1", "c", "d", "e", "f"])
+    with pytest.raises(CommandError, match="line 2: a and b must name rows or be texts, not null"):
+        read_pairs(_named(tmp_path, ("None", "q1", 1), (None, "q1", 1)), rows=rows, embedder=NO_EMBEDDER)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"a": "q0", "label": 1}', "1"])
