@@ -119,6 +119,9 @@ def to_policy_changes(category: pb.Category, mask: FieldMask) -> dict[str, Any]:
     changed = _policy_values(category, fields)
     if "threshold" in changed and changed["threshold"] is None:
         changed["threshold"] = Policy().threshold
+    if not mask.paths and not category.HasField("min_probability"):
+        # A caller that does not know of consent, or forgot it, must not withdraw it.
+        del changed["min_probability"]
     return changed
 
 

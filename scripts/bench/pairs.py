@@ -4,7 +4,8 @@ The folder holds question_pairs.npz (`embeddings` [n, dim], `pairs` [p, 3] of ro
 what reads the text, question_pairs.txt (line i is the text of row i). For each seed a fifth of the pairs is
 held out by connected component: no question of it, nor one that any chain of pairs links with it, is seen in
 training. Methods: `cosine` of the embeddings; `itq` and `learned` codes against codes, `..._asymmetric` a
-real-valued query against codes; `verifier`, and `verifier_embeddings` where it does not know the texts.
+real-valued query against codes; `verifier`, and `verifier_embeddings` where it does not know the texts;
+with --text-tower `text_tower`, the cosine of embeddings learned from the text, and `text_tower_codes`.
 
 wrong_hits_at_20: share of wrong pairs among the fifth that scores highest. hit_rate_at_1_error: share of
 pairs that can be served before 1% of all pairs are served wrongly.
@@ -12,10 +13,9 @@ pairs that can be served before 1% of all pairs are served wrongly.
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,59 +23,23 @@ from numpy.typing import NDArray
 from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
 from hashing.projection import fit_itq
 from hashing.verifier import Verifier
-from scripts.arguments import CommandError, positive_integer
-from scripts.bench.data import unit_rows
+from scripts.arguments import positive_integer
 from scripts.bench.lines import Figure, add_bench_arguments
+from scripts.bench.pair_folds import PairsFold, Scored, code_cosines, load_fold, signs
 from scripts.bench.plot import write_curves
 from scripts.bench.rule_made import accepted_shares
 from scripts.bench.seeds import SeededFigures, print_means
-from scripts.row_files import read_lines
+from scripts.bench.text_tower import score_text_tower
 
 if TYPE_CHECKING:
     from hashing.inference import Encoder
 
 BITS = (64, 128, 256)
-TEST_SHARE = 0.2
 HIT_RATE = 0.2
 ERROR_RATE = 0.01
 ITQ_ITERATIONS = 50
-QUICK_PAIRS = 6000
 RIVAL = "cosine"
 CURVE_HIT_RATES = np.linspace(0.05, 0.5, 10)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairsFold:
-    """One seed's part. rows: float32 [n, dim], unit; texts: of each, "" where unknown. training, test: int64
-    [p, 3] of row, row, label."""
-
-    rows: NDArray[np.float32]
-    texts: list[str]
-    training: NDArray[np.int64]
-    test: NDArray[np.int64]
-    seed: int
-
-    @property
-    def similar(self) -> NDArray[np.bool_]:
-        """Which test pairs are labelled the same."""
-        similar: NDArray[np.bool_] = self.test[:, 2] == 1
-        return similar
-
-    def seen(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows that training may read, those in no test pair, and the training pairs among them."""
-        kept = np.setdiff1d(np.arange(len(self.rows)), np.unique(self.test[:, :2]))
-        pairs = self.training.copy()
-        pairs[:, :2] = np.searchsorted(kept, pairs[:, :2])
-        return kept, pairs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scored:
-    """Scores of the test pairs, float [p], higher is more alike; bits None for floats."""
-
-    method: str
-    bits: int | None
-    scores: NDArray[np.floating]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive_integer, default=3, help="splits and trainings (default 3)")
     parser.add_argument(
         "--rules", action="store_true", help="also questions made by rule: reversed, negated, renumbered"
+    )
+    parser.add_argument(
+        "--text-tower", action="store_true", help="also a tower that learns from the text, minutes a seed"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="precision over hit rate, PNG and SVG")
 
@@ -99,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
             held_out = np.unique(fold.test[:, :2]).tolist()
             for figure in accepted_shares(verifier, [fold.texts[row] for row in held_out], seed=seed):
                 figures.add(figure)
-        for scored in score_all(fold, verifier):
+        scores = score_all(fold, verifier)
+        if arguments.text_tower:
+            scores = chain(scores, score_text_tower(fold, bits=BITS))
+        for scored in scores:
             curves.add(scored, fold)
             for metric, value in _metrics(scored, fold).items():
                 figures.add(
@@ -121,31 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
-    """Read the folder and split its pairs. Raises: CommandError."""
-    try:
-        from hashing.deep.pairs import check_pairs, split_pairs
-    except ImportError as error:
-        raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
-    path = folder / "question_pairs.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            rows, pairs = unit_rows(archive["embeddings"]), archive["pairs"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise CommandError(f"{path}: no .npz of embeddings and pairs: {error}") from error
-    texts = _texts(path.with_suffix(".txt"), row_count=len(rows))
-    if quick:
-        pairs = pairs[:QUICK_PAIRS]
-        kept, local = np.unique(pairs[:, :2], return_inverse=True)
-        pairs = np.column_stack([local.reshape(-1, 2), pairs[:, 2]])
-        rows, texts = rows[kept], [texts[row] for row in kept.tolist()]
-    checked = check_pairs(pairs, row_count=len(rows))
-    split = split_pairs(
-        checked, row_count=len(rows), validation_share=TEST_SHARE, rng=np.random.default_rng(seed)
-    )
-    return PairsFold(rows=rows, texts=texts, training=split.training, test=split.validation, seed=seed)
-
-
 def score_all(fold: PairsFold, verifier: Verifier) -> Iterator[Scored]:
     """Every method's scores of the fold's test pairs."""
     first, second = fold.rows[fold.test[:, 0]], fold.rows[fold.test[:, 1]]
@@ -154,8 +99,8 @@ def score_all(fold: PairsFold, verifier: Verifier) -> Iterator[Scored]:
     for bits in BITS:
         projection = fit_itq(fold.rows[kept], code_bits=bits, iterations=ITQ_ITERATIONS, seed=fold.seed)
         queries, stored = projection.project(first), projection.project(second)
-        yield Scored(method="itq", bits=bits, scores=_cosines(_signs(queries), _signs(stored)))
-        yield Scored(method="itq_asymmetric", bits=bits, scores=_cosines(queries, _signs(stored)))
+        yield Scored(method="itq", bits=bits, scores=code_cosines(signs(queries), signs(stored)))
+        yield Scored(method="itq_asymmetric", bits=bits, scores=code_cosines(queries, signs(stored)))
     encoder = _train_encoder(fold, kept, pairs)
     scorer = encoder.pair_scorer
     assert scorer is not None
@@ -200,16 +145,6 @@ def _verify(fold: PairsFold, verifier: Verifier, *, with_texts: bool) -> NDArray
     )
 
 
-def _texts(path: Path, *, row_count: int) -> list[str]:
-    """Line i of the file for row i; all unknown where there is no file. Raises: CommandError."""
-    if not path.is_file():
-        return [""] * row_count
-    lines = read_lines(path)
-    if len(lines) != row_count:
-        raise CommandError(f"{path}: {len(lines)} lines for {row_count} rows")
-    return lines
-
-
 def _metrics(scored: Scored, fold: PairsFold) -> dict[str, float]:
     return {
         "auc": pair_auc(scored.scores, fold.similar),
@@ -241,13 +176,3 @@ class Curves:
         write_curves(
             points, path, title="The same question?", x_name="hit rate", y_name="precision of the hits"
         )
-
-
-def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    # Of codes the scores tie: rounded, so that ties are not told apart by the order of summation.
-    cosines: NDArray[np.float32] = np.einsum("pb,pb->p", unit_rows(first), unit_rows(second))
-    return np.round(cosines, 6)
-
-
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values > 0, np.float32(1), np.float32(-1))
