@@ -180,10 +180,11 @@ def test_train_on_pairs_makes_codes_for_what_is_stored(
     ("arrays", "message"),
     [
         ({"embeddings": np.eye(40, 32)}, "no .npz of embeddings and pairs"),
-        ({"embeddings": np.eye(40, 31), "pairs": [[0, 1, 1]]}, "the cache's are [n, 32]"),
-        ({"embeddings": np.eye(40, 32), "pairs": [[0, 40, 1]]}, "refers to rows [0, 40], there are 40"),
-        ({"embeddings": np.eye(40, 32), "pairs": [[0, 1, 1]]}, "one class only"),
-        ({"embeddings": np.full((40, 32), np.nan), "pairs": [[0, 1, 1]]}, "must be finite"),
+        ({"embeddings": np.eye(40, 31) + 0.1, "pairs": [[0, 1, 1]]}, "the cache's are [n, 32]"),
+        ({"embeddings": np.eye(40, 32) + 0.1, "pairs": [[0, 40, 1]]}, "refers to rows [0, 40], there are 40"),
+        ({"embeddings": np.eye(40, 32) + 0.1, "pairs": [[0, 1, 1]]}, "one class only"),
+        ({"embeddings": np.full((40, 32), np.nan), "pairs": [[0, 1, 1]]}, "row 0: the embedding holds NaN"),
+        ({"embeddings": np.eye(40, 32), "pairs": [[0, 1, 1]]}, "row 32: the embedding is a zero vector"),
     ],
 )
 def test_bad_pairs_are_refused(
