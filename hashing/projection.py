@@ -16,6 +16,10 @@ ROTATION_ROWS_LIMIT = 32_768
 """Rows that the ITQ alternation reads: its cost grows with rows x iterations, its gain does not."""
 
 
+NOISE = 1e-10
+"""Of the largest entry: what decides directions that rows leave open."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
     """A centred linear map; bit i of a row is `project(row)[i] > 0`.
@@ -76,8 +80,7 @@ def fit_itq(embeddings: NDArray[np.floating], *, code_bits: int, iterations: int
             chunk = rotated[start : start + CHUNK_ROWS]
             signs = np.where(chunk @ rotation > 0, np.float32(1), np.float32(-1))
             correlation += chunk.T @ signs
-        left, _, right = np.linalg.svd(correlation, full_matrices=False)
-        rotation = (left @ right).astype(np.float32)
+        rotation = _polar_factor(correlation, rng=rng)
     return Projection(mean=mean, weight=np.ascontiguousarray(axes @ rotation))
 
 
@@ -99,6 +102,21 @@ def random_orthonormal(row_count: int, column_count: int, *, rng: np.random.Gene
     basis *= np.where(np.diagonal(triangle) < 0, -1.0, 1.0)  # makes the draw uniform (Mezzadri 2007)
     oriented = basis if row_count >= column_count else basis.T
     return np.ascontiguousarray(oriented, dtype=np.float32)
+
+
+def _polar_factor(matrix: NDArray[np.float64], *, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return the orthonormal matrix nearest to one, float32 of its shape: U V^T of its singular vectors.
+
+    LAPACK's divide and conquer gives up on a few matrices of low rank, as fewer rows than bits make them. In
+    the directions that these leave open any factor is as good: a trace of noise picks one.
+    """
+    try:
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        noise = NOISE * np.abs(matrix).max() * rng.standard_normal(matrix.shape)
+        left, _, right = np.linalg.svd(matrix + noise, full_matrices=False)
+    factor: NDArray[np.float32] = (left @ right).astype(np.float32)
+    return factor
 
 
 def _mean(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing.metrics import code_recall
-from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation, random_orthonormal
+from hashing.projection import (
+    FIT_ROWS_LIMIT,
+    Projection,
+    _polar_factor,
+    fit_itq,
+    fit_rotation,
+    random_orthonormal,
+)
 
 MARGIN = 1e-5
 
@@ -115,3 +122,22 @@ def test_random_orthonormal_is_orthonormal_on_its_short_side(row_count: int, col
     assert matrix.shape == (row_count, column_count)
     short = matrix.T @ matrix if row_count >= column_count else matrix @ matrix.T
     np.testing.assert_allclose(short, np.eye(min(row_count, column_count)), atol=1e-6)
+
+
+def test_decomposition_that_lapack_gives_up_on_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.random.default_rng(0).standard_normal((40, 6)) @ np.random.default_rng(1).standard_normal(
+        (6, 40)
+    )
+    expected = _polar_factor(matrix, rng=np.random.default_rng(0)) @ matrix.T
+    decompose, calls = np.linalg.svd, []
+
+    def give_up_once(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return decompose(*arguments, **settings)
+
+    monkeypatch.setattr(np.linalg, "svd", give_up_once)
+    factor = _polar_factor(matrix, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(factor @ factor.T, np.eye(40), atol=1e-5)
+    np.testing.assert_allclose(factor @ matrix.T, expected, atol=1e-4)  # the same where the matrix decides
