@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from hashing.deep.training_set import TrainingSet
 
 DEFAULT_PRESET = "pairs"
+_PRESETS = (
+    "pairs, labelled, unlabelled, multi-view, crossmodal-paired, crossmodal-labelled, semi-paired, text-pairs"
+)
 
 
 def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
     """What says how to train by gradient, and on what."""
     group = parser.add_argument_group("training by gradient (needs the extra `train`)")
-    group.add_argument("--preset", metavar="NAME", help="a training configuration that is installed")
+    group.add_argument("--preset", metavar="NAME", help=f"one of {_PRESETS}")
     group.add_argument(
         "--training", type=Path, metavar="FILE", help="a training configuration of your own, TOML"
     )

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add_config(parser)
     add_json(parser)
-    parser.add_argument("--cache", help="required but with --show")
+    parser.add_argument("--cache", help="required, but not with --show or --preset text-pairs")
     parser.add_argument("--method", choices=("itq", "rotation"), default="itq", help="default %(default)s")
     parser.add_argument("--modality", default="text", help="default %(default)s")
     parser.add_argument(
