@@ -37,7 +37,7 @@ reconstruct = 0.3
 [tower]
 hidden_width = 8
 [optimiser]
-batch_size = 64
+batch_size = 256
 epochs = 4
 patience = 9
 learning_rate = 3e-3
@@ -50,7 +50,7 @@ distance = 1.0
 [tower]
 hidden_width = 8
 [optimiser]
-batch_size = 64
+batch_size = 256
 epochs = 4
 """)
 
