@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing.config import WORD_BITS
+from hashing.embeddings import signs
 from hashing.errors import TrainingDataError, UnknownLabelError
 
 RANDOM_POOL_WORDS = 64
@@ -150,9 +151,9 @@ def _issue_words(earlier: NDArray[np.bool_], *, count: int, seed: tuple[int, int
     words. Distances to `earlier` are measured, not assumed, so that another order of the pool (a
     later numpy may permute differently) cannot issue a word twice.
     """
-    pool = _signs(np.random.default_rng(seed).permutation(_kerdock_words()))  # [4096, 64]
+    pool = signs(np.random.default_rng(seed).permutation(_kerdock_words()))  # [4096, 64]
     chosen = np.empty((earlier.shape[0] + count, WORD_BITS), dtype=np.float32)
-    chosen[: earlier.shape[0]] = _signs(earlier)
+    chosen[: earlier.shape[0]] = signs(earlier)
     nearest = np.full(pool.shape[0], np.inf, dtype=np.float32)
     for word in chosen[: earlier.shape[0]]:
         np.minimum(nearest, _distances(pool, word), out=nearest)
@@ -168,7 +169,7 @@ def _issue_words(earlier: NDArray[np.bool_], *, count: int, seed: tuple[int, int
 
 def _random_word(earlier: NDArray[np.float32], *, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return the random word that is farthest from its nearest earlier one, -1/+1 float32 [64]."""
-    pool = _signs(rng.random((RANDOM_POOL_WORDS, WORD_BITS)) < 0.5)
+    pool = signs(rng.random((RANDOM_POOL_WORDS, WORD_BITS)) < 0.5)
     closest = (pool @ earlier.T).max(axis=1)  # the largest inner product is the smallest distance
     word: NDArray[np.float32] = pool[int(np.argmin(closest))]
     return word
@@ -188,10 +189,6 @@ def _kerdock_words() -> NDArray[np.bool_]:
     quaternary = (sequences[:, None, :] + np.arange(4)[:, None]) % 4  # [1024, 4, 32]
     gray = np.stack([quaternary >= 2, (quaternary == 1) | (quaternary == 2)], axis=-1)  # [1024, 4, 32, 2]
     return gray.reshape(4**6, WORD_BITS)
-
-
-def _signs(bits: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return np.where(bits, np.float32(1), np.float32(-1))
 
 
 def _distances(pool: NDArray[np.float32], word: NDArray[np.float32]) -> NDArray[np.float32]:

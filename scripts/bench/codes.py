@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from hashing.analytic import LabelState
 from hashing.class_codes import target_bits
 from hashing.config import EncoderConfig, require_bits
+from hashing.embeddings import signs
 from hashing.metrics import QUERY_CHUNK, mean_average_precision, top_columns
 from hashing.trainer import label_head_of
 from scripts.arguments import CommandError, ProgressBars, positive_integer
-from scripts.bench.coders import Coder, FitSettings, fit_coders, fit_pairs, load_pairs, signs
+from scripts.bench.coders import Coder, FitSettings, fit_coders, fit_pairs, load_pairs
 from scripts.bench.data import TIE, Dataset, grow, load_real, unit_rows
 from scripts.bench.intents import FILE_NAME, LabelledQueries, load_intents
 from scripts.bench.lines import Figure, add_bench_arguments

