@@ -25,6 +25,7 @@ COMMANDS = {
     "build": "scripts.build_index",
     "update": "scripts.update_encoder",
     "worker": "scripts.run_worker",
+    "encoders": "scripts.list_encoders",
     "check": "scripts.check_cache",
     "bench": "scripts.bench.run",
     "demo": "scripts.demo",
@@ -35,7 +36,8 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, train-verifier, build, update, worker, check   (work on the database and index files)
+  operate     train, train-verifier, build, update, worker, encoders, check
+                                           (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """
 
