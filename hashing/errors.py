@@ -11,6 +11,7 @@
     +-- NoLabelPartError      the encoder was trained without labels
     +-- NoCrossPartError      the encoder cannot search from the one modality to the other
     +-- StateMismatchError    a label state belongs to another encoder
+    +-- ShiftStateError       saved numbers are no shift reference, or no monitor of this one
     +-- CheckpointError       bytes are not a checkpoint that this version can trust
     +-- BackboneError         a folder holds no text model that a tower can stand on
 
@@ -109,6 +110,14 @@ class StateMismatchError(HashingError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the label state does not belong to the encoder: {reason}")
+        self.reason = reason
+
+
+class ShiftStateError(HashingError):
+    """Saved numbers are no shift reference, or no state of a monitor of this one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
         self.reason = reason
 
 
