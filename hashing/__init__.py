@@ -2,6 +2,7 @@
 
 from hashing.analytic import LabelState
 from hashing.checkpoint import dump_encoder, dump_state, load_encoder, load_state
+from hashing.class_state import ClassState
 from hashing.config import EncoderConfig
 from hashing.crossmodal import TrainedCrossModal, train_crossmodal
 from hashing.crossmodal_config import CrossModalConfig, KernelSettings
@@ -21,6 +22,7 @@ from hashing.errors import (
     UnknownModalityError,
 )
 from hashing.inference import Encoder
+from hashing.label_part import LearnedState, empty_state
 from hashing.lifelong import (
     GateReport,
     LabelledRows,
@@ -34,6 +36,7 @@ from hashing.trainer import TrainedEncoder, train_encoder
 
 __all__ = [
     "CheckpointError",
+    "ClassState",
     "ConfigError",
     "CrossModalConfig",
     "DimensionError",
@@ -45,6 +48,7 @@ __all__ = [
     "KernelSettings",
     "LabelState",
     "LabelledRows",
+    "LearnedState",
     "NoCrossPartError",
     "NoLabelPartError",
     "NothingToLearnError",
@@ -58,6 +62,7 @@ __all__ = [
     "UpdateResult",
     "dump_encoder",
     "dump_state",
+    "empty_state",
     "evaluate_update",
     "load_encoder",
     "load_state",

@@ -44,6 +44,10 @@ class RandomFeatures:
     def count(self) -> int:
         return int(self.omega.shape[1])
 
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return the arrays by name."""
+        return {"omega": self.omega, "beta": self.beta}
+
     def transform(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 [n, dim] to sqrt(2/D) cos(x omega + beta), float32 [n, D]."""
         features = embeddings @ self.omega
@@ -144,6 +148,20 @@ class LabelState:
                 f"cannot remove {embeddings.shape[0]} rows from a state of {self.row_count}"
             )
         return self._moved(embeddings, labels, direction=-1)
+
+    def with_codes(self, class_codes: ClassCodes) -> LabelState:
+        """Return the state with class codes that extend its own."""
+        return replace(self, class_codes=class_codes)
+
+    def solved(self) -> LabelState:
+        """Return the state itself: `head` solves it."""
+        return self
+
+    def head(self, *, modality: str) -> LabelHead:
+        """Return the label part that the sums imply. Raises: as `solve`."""
+        return LabelHead(
+            features=self.features, weight=self.solve(), class_codes=self.class_codes, modality=modality
+        )
 
     def solve(self) -> NDArray[np.float32]:
         """Return W = A^-1 C, float32 [D, label_bits], by Cholesky in float64.

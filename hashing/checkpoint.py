@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashing.analytic import LabelHead, LabelState, RandomFeatures
 from hashing.class_codes import ClassCodes
+from hashing.class_scores import ClassHead, QuadraticFeatures
+from hashing.class_state import ClassState
 from hashing.config import CODE_BITS_LIMIT, WORD_BITS
 from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference
@@ -16,17 +19,18 @@ from hashing.errors import CheckpointError
 from hashing.feature_tower import FeatureTower
 from hashing.identity import Tensors, class_metadata, feature_tensors
 from hashing.inference import Encoder
+from hashing.label_part import LabelPart, LearnedState
 from hashing.pair_scorer import PairScorer, PrefixScorer
 from hashing.projection import Projection
 from hashing.radius import GRID_COUNT, RadiusTable, bit_counts
 from hashing.sealed_tensors import field_of, matrix_of, read_document, seal_tensors, tensor_of, unseal_tensors
 from hashing.tower import InstanceMap, Tower
 
-FORMAT_VERSION = 4
-"""Version 4 may hold towers of random features, a cross part and a pair scorer, version 3 towers, version 2
-projections alone; all of them are read."""
+FORMAT_VERSION = 5
+"""Version 5 may hold a discriminant label part, version 4 towers of random features, a cross part and a pair
+scorer, version 3 towers, version 2 projections alone; all of them are read."""
 
-READ_VERSIONS = (2, 3, 4)
+READ_VERSIONS = (2, 3, 4, 5)
 TOWERS_SINCE = 3
 ENCODER_FORMAT = "nearhit-encoder"
 STATE_FORMAT = "nearhit-label-state"
@@ -75,15 +79,18 @@ def load_encoder(content: bytes) -> Encoder:
     return encoder
 
 
-def dump_state(state: LabelState) -> bytes:
-    """Serialise a label state; of the symmetric gram only the upper triangle is kept."""
+def dump_state(state: LearnedState) -> bytes:
+    """Serialise a label state; only the upper triangle of the gram is kept, of a solution nothing."""
     upper = np.triu_indices(state.features.count)
     tensors = {
         **feature_tensors(state.features),
         "state.gram_upper": state.gram[upper],
-        "state.cross": state.cross,
         "state.class_bits": state.class_codes.bits,
     }
+    if isinstance(state, ClassState):
+        tensors |= {"state.class_sums": state.class_sums, "state.class_counts": state.class_counts}
+    else:
+        tensors["state.cross"] = state.cross
     metadata: dict[str, object] = {
         "ridge": state.ridge,
         "row_count": state.row_count,
@@ -92,25 +99,41 @@ def dump_state(state: LabelState) -> bytes:
     return seal_tensors(STATE_FORMAT, tensors, metadata, version=FORMAT_VERSION)
 
 
-def load_state(content: bytes) -> LabelState:
-    """Read what `dump_state` wrote. Raises: CheckpointError as `load_encoder`."""
+def load_state(content: bytes) -> LearnedState:
+    """Read what `dump_state` wrote, of either kind. Raises: CheckpointError as `load_encoder`."""
     tensors, metadata = _load(STATE_FORMAT, content)
-    features = _features(tensors)
-    count = features.count
+    class_codes = _class_codes(tensors, "state.class_bits", field_of(metadata, "classes", dict))
+    ridge, row_count = field_of(metadata, "ridge", float), field_of(metadata, "row_count", int)
+    if "features.directions" not in tensors:
+        features = _features(tensors)
+        return LabelState(
+            features=features,
+            class_codes=class_codes,
+            ridge=ridge,
+            gram=_gram(tensors, features.count),
+            cross=tensor_of(tensors, "state.cross", np.float64, (features.count, class_codes.label_bits)),
+            row_count=row_count,
+        )
+    quadratic = _quadratic_features(tensors)
+    classes = len(class_codes)
+    return ClassState(
+        features=quadratic,
+        class_codes=class_codes,
+        ridge=ridge,
+        gram=_gram(tensors, quadratic.count),
+        class_sums=tensor_of(tensors, "state.class_sums", np.float64, (classes, quadratic.count)),
+        class_counts=tensor_of(tensors, "state.class_counts", np.float64, (classes,)),
+        row_count=row_count,
+    )
+
+
+def _gram(tensors: Tensors, count: int) -> NDArray[np.float64]:
     packed = tensor_of(tensors, "state.gram_upper", np.float64, (count * (count + 1) // 2,))
     gram = np.zeros((count, count))
     upper = np.triu_indices(count)
     gram[upper] = packed
     gram.T[upper] = packed
-    class_codes = _class_codes(tensors, "state.class_bits", field_of(metadata, "classes", dict))
-    return LabelState(
-        features=features,
-        class_codes=class_codes,
-        ridge=field_of(metadata, "ridge", float),
-        gram=gram,
-        cross=tensor_of(tensors, "state.cross", np.float64, (count, class_codes.label_bits)),
-        row_count=field_of(metadata, "row_count", int),
-    )
+    return gram
 
 
 def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
@@ -198,15 +221,25 @@ def _drift_reference(tensors: Tensors, identity: Mapping[str, Any]) -> DriftRefe
 
 def _label_head(
     tensors: Tensors, identity: Mapping[str, Any], *, modalities: Mapping[str, InstanceMap]
-) -> LabelHead | None:
+) -> LabelPart | None:
     if identity.get("label_part") is None:
         return None
     label_part = field_of(identity, "label_part", dict)
     modality = field_of(label_part, "modality", str)
-    features = _features(tensors)
+    quadratic = "features.directions" in tensors
+    features = _quadratic_features(tensors) if quadratic else _features(tensors)
     if modality not in modalities or modalities[modality].dim != features.dim:
         raise CheckpointError(f"label part does not fit modality {modality!r}")
     class_codes = _class_codes(tensors, "label.class_bits", label_part)
+    if isinstance(features, QuadraticFeatures):
+        shape = (features.count, len(class_codes))
+        return ClassHead(
+            features=features,
+            class_weight=tensor_of(tensors, "label.class_weight", np.float32, shape),
+            class_bias=tensor_of(tensors, "label.class_bias", np.float32, shape[1:]),
+            class_codes=class_codes,
+            modality=modality,
+        )
     shape = (features.count, class_codes.label_bits)
     weight = tensor_of(tensors, "label.weight", np.float32, shape)
     return LabelHead(features=features, weight=weight, class_codes=class_codes, modality=modality)
@@ -217,7 +250,7 @@ def _cross_part(
     identity: Mapping[str, Any],
     *,
     modalities: Mapping[str, InstanceMap],
-    label_head: LabelHead | None,
+    label_head: LabelPart | None,
 ) -> CrossPart | None:
     if identity.get("cross_part") is None:
         return None
@@ -247,7 +280,7 @@ def _cross_part(
 
 
 def _cross_label_head(
-    tensors: Tensors, modality: str, *, modalities: Mapping[str, InstanceMap], label_head: LabelHead | None
+    tensors: Tensors, modality: str, *, modalities: Mapping[str, InstanceMap], label_head: LabelPart | None
 ) -> LabelHead:
     features = _random_features(tensors, f"cross_label.{modality}")
     if label_head is None or modality not in modalities or modalities[modality].dim != features.dim:
@@ -270,6 +303,12 @@ def _pair_scorer(tensors: Tensors, identity: Mapping[str, Any], *, code_bits: in
             code_weight=tensor_of(tensors, f"pair_scorer.{count}.code_weight", np.float32, (count,)),
         )
     return PairScorer(prefixes)
+
+
+def _quadratic_features(tensors: Tensors) -> QuadraticFeatures:
+    directions = matrix_of(tensors, "features.directions")
+    offset = tensor_of(tensors, "features.offset", np.float32, directions.shape[1:])
+    return QuadraticFeatures(directions=directions, offset=offset)
 
 
 def _features(tensors: Tensors) -> RandomFeatures:

@@ -113,10 +113,7 @@ def target_bits(class_codes: ClassCodes, labels: Labels) -> NDArray[np.bool_]:
     bit of the row's first label. A label repeated in one row counts once.
     Raises: TrainingDataError for a row without a label; UnknownLabelError.
     """
-    row_labels = [tuple(dict.fromkeys(row)) for row in labels]
-    for row, own in enumerate(row_labels):
-        if not own:
-            raise TrainingDataError(f"row {row} has no label")
+    row_labels = _distinct(labels)
     counts = np.array([len(own) for own in row_labels], dtype=np.intp)
     positions = np.array([class_codes.position(label) for label in chain(*row_labels)], dtype=np.intp)
     starts = np.cumsum(counts) - counts  # [n], the first label of each row in `positions`
@@ -126,6 +123,54 @@ def target_bits(class_codes: ClassCodes, labels: Labels) -> NDArray[np.bool_]:
     signs = class_codes.bits.astype(np.int16) * 2 - 1
     sums = np.add.reduceat(signs[positions], starts, axis=0)  # [n, label_bits]
     return np.where(sums == 0, first, sums > 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassShares:
+    """How rows divide between classes: a row with m labels belongs to each of them by 1/m.
+
+    An entry is a row in a class; entries are sorted by class. rows: int [entries]. weights: float32
+    [entries], of a row they sum to 1. classes: those that occur, int [c], ascending. starts: their first
+    entries, int [c].
+    """
+
+    rows: NDArray[np.intp]
+    weights: NDArray[np.float32]
+    classes: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
+    def sums(self, entries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the sum over each class of float32 [entries, D], float32 [c, D]."""
+        sums = np.zeros((self.classes.size, entries.shape[1]), dtype=np.float32)
+        stops = np.append(self.starts[1:], self.rows.size)
+        for own, start, stop in zip(sums, self.starts, stops, strict=True):  # reduceat is far slower
+            np.sum(entries[start:stop], axis=0, out=own)
+        return sums
+
+    def dense(self, values: NDArray[np.float32], *, class_count: int) -> NDArray[np.float32]:
+        """Return a matrix that has the value of each entry in the column of its class, [entries, classes]."""
+        matrix = np.zeros((self.rows.size, class_count), dtype=np.float32)
+        columns = np.repeat(self.classes, np.diff(self.starts, append=self.rows.size))
+        matrix[np.arange(self.rows.size), columns] = values
+        return matrix
+
+
+def class_shares(class_codes: ClassCodes, labels: Labels) -> ClassShares:
+    """Divide rows between their labels; a label repeated in one row counts once.
+
+    Raises: TrainingDataError for a row without a label; UnknownLabelError.
+    """
+    row_labels = _distinct(labels)
+    counts = np.array([len(own) for own in row_labels], dtype=np.intp)
+    positions = np.array([class_codes.position(label) for label in chain(*row_labels)], dtype=np.intp)
+    order = np.argsort(positions, kind="stable")
+    classes, starts = np.unique(positions[order], return_index=True)
+    return ClassShares(
+        rows=np.repeat(np.arange(len(row_labels)), counts)[order],
+        weights=np.repeat(np.float32(1) / counts, counts)[order].astype(np.float32),
+        classes=classes,
+        starts=starts,
+    )
 
 
 def check_labels(labels: Labels, *, row_count: int) -> None:
@@ -142,6 +187,15 @@ def check_labels(labels: Labels, *, row_count: int) -> None:
         for label in own:
             if not isinstance(label, str) or not label:
                 raise TrainingDataError(f"row {row} has the label {label!r}, not a non-empty string")
+
+
+def _distinct(labels: Labels) -> list[tuple[str, ...]]:
+    """Return each row's labels once. Raises: TrainingDataError for a row without a label."""
+    row_labels = [tuple(dict.fromkeys(row)) for row in labels]
+    for row, own in enumerate(row_labels):
+        if not own:
+            raise TrainingDataError(f"row {row} has no label")
+    return row_labels
 
 
 def _issue_words(earlier: NDArray[np.bool_], *, count: int, seed: tuple[int, int]) -> NDArray[np.bool_]:

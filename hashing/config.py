@@ -10,6 +10,7 @@ from typing import Literal, TypeGuard, get_args
 from hashing.errors import ConfigError
 
 Method = Literal["itq", "rotation"]
+LabelMethod = Literal["discriminant", "regression"]
 
 WORD_BITS = 64
 """Codes are issued and scanned in words of this many bits."""
@@ -26,9 +27,11 @@ class EncoderConfig:
     method: "itq" learns the instance projection, "rotation" draws it (the LSH baseline).
     code_bits, label_bits: widths of the instance and the label code, 64..1024, multiples of 64.
     itq_iterations: alternations between signs and rotation, 1..1000.
-    feature_count: random features of the label part (D), 1..16384.
-    gamma: standard deviation of the feature frequencies, in radians per unit of distance.
-    ridge: ridge penalty of the label regression (lambda).
+    label_method: "discriminant" scores classes on quadratic features and queries with the codes of the best;
+    "regression" maps random features of a Gaussian kernel to the codes themselves.
+    feature_count: random features of the label part, 1..16384; a discriminant adds the embedding itself.
+    gamma: standard deviation of a regression's feature frequencies, in radians per unit of distance.
+    ridge: ridge penalty of the label part (lambda).
     seed: source of every random draw; equal seed and rows give an equal encoder on one machine.
 
     Raises: ConfigError that names the key.
@@ -38,15 +41,17 @@ class EncoderConfig:
     code_bits: int = 256
     itq_iterations: int = 50
     label_bits: int = 64
-    feature_count: int = 2048
+    label_method: LabelMethod = "discriminant"
+    feature_count: int = 1216
     gamma: float = 0.5
-    ridge: float = 1e-2
+    ridge: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_choice("method", self.method, choices=get_args(Method))
         require_bits("code_bits", self.code_bits)
         require_bits("label_bits", self.label_bits)
+        require_choice("label_method", self.label_method, choices=get_args(LabelMethod))
         require_int("itq_iterations", self.itq_iterations, low=1, high=ITQ_ITERATIONS_LIMIT)
         require_int("feature_count", self.feature_count, low=1, high=FEATURE_COUNT_LIMIT)
         require_positive("gamma", self.gamma)

@@ -33,7 +33,7 @@ from hashing.metrics import mean_average_precision
 from hashing.projection import fit_itq
 from hashing.radius import RadiusTable, calibrate_radii
 from hashing.semantic_targets import carry_over_pairs, label_targets, pair_targets, reconstruct_targets
-from hashing.trainer import HELD_OUT_MIN_ROWS, HELD_OUT_ROWS_LIMIT, Progress, label_head_of, no_progress
+from hashing.trainer import HELD_OUT_MIN_ROWS, HELD_OUT_ROWS_LIMIT, Progress, no_progress
 
 FOLDS = 5
 METRIC_QUERIES = 500
@@ -111,7 +111,7 @@ def train_crossmodal(
     held_out_count = min(int(np.count_nonzero(folds == 0)), HELD_OUT_ROWS_LIMIT)
     metrics["held_out_row_count"] = float(held_out_count) if measured else 0.0
     states = {} if labels is None else _fit_labels(rows, labels, codes, kernels, config=config, report=report)
-    heads = {modality: label_head_of(state, modality=modality) for modality, state in states.items()}
+    heads = {modality: state.head(modality=modality) for modality, state in states.items()}
     if heads:
         metrics["labelled_row_count"] = float(sum(state.row_count for state in states.values()))
     encoder = Encoder(

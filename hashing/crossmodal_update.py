@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.analytic import LabelHead
 from hashing.class_codes import Labels, check_labels
 from hashing.crossmodal import TrainedCrossModal
 from hashing.errors import NothingToLearnError, UnknownModalityError
-from hashing.trainer import label_head_of
 
 
 def update_crossmodal(
@@ -42,10 +42,12 @@ def update_crossmodal(
 
     encoder = trained.encoder
     assert encoder.label_head is not None and encoder.cross_part is not None, "there are label states"
-    heads = {encoder.label_head.modality: encoder.label_head, **encoder.cross_part.label_heads}
+    first = encoder.label_head
+    assert isinstance(first, LabelHead), "as training made it"
+    heads = {first.modality: first, **encoder.cross_part.label_heads}
     heads = {name: replace(head, class_codes=codes) for name, head in heads.items()}
-    heads[modality] = label_head_of(updated, modality=modality)
-    first = heads.pop(encoder.label_head.modality)
+    heads[modality] = updated.head(modality=modality)
+    first = heads.pop(first.modality)
     metrics = dict(encoder.metrics)
     metrics["labelled_row_count"] = float(sum(state.row_count for state in states.values()))
     child = replace(

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.analytic import LabelHead, RandomFeatures
+from hashing.analytic import RandomFeatures
 from hashing.class_codes import ClassCodes
+from hashing.class_scores import ClassHead, QuadraticFeatures
 from hashing.cross_part import CrossPart
 from hashing.drift import DriftReference
 from hashing.feature_tower import FeatureTower
+from hashing.label_part import LabelPart
 from hashing.pair_scorer import PairScorer
 from hashing.radius import RadiusTable
 from hashing.tower import InstanceMap, Tower
@@ -59,18 +61,18 @@ def projection_tensors(projections: Mapping[str, InstanceMap]) -> Tensors:
     return tensors
 
 
-def feature_tensors(features: RandomFeatures) -> Tensors:
-    """Return "features.omega" and "features.beta"."""
-    return {"features.omega": features.omega, "features.beta": features.beta}
+def feature_tensors(features: RandomFeatures | QuadraticFeatures) -> Tensors:
+    """Return "features.omega" and "features.beta", or "features.directions" and "features.offset"."""
+    return {f"features.{name}": array for name, array in features.arrays().items()}
 
 
-def label_tensors(label_head: LabelHead) -> Tensors:
-    """Return the features, "label.weight" and "label.class_bits"."""
-    return {
-        **feature_tensors(label_head.features),
-        "label.weight": label_head.weight,
-        "label.class_bits": label_head.class_codes.bits,
-    }
+def label_tensors(label_head: LabelPart) -> Tensors:
+    """Return the features, "label.class_bits", and "label.weight" or "label.class_weight" and "_bias"."""
+    tensors = {**feature_tensors(label_head.features), "label.class_bits": label_head.class_codes.bits}
+    if isinstance(label_head, ClassHead):
+        weights = {"label.class_weight": label_head.class_weight, "label.class_bias": label_head.class_bias}
+        return {**tensors, **weights}
+    return {**tensors, "label.weight": label_head.weight}
 
 
 def cross_tensors(cross_part: CrossPart) -> Tensors:
@@ -105,7 +107,7 @@ def encoder_metadata(
     *,
     radius_table: RadiusTable,
     drift_reference: DriftReference,
-    label_head: LabelHead | None,
+    label_head: LabelPart | None,
     parent_id: str | None,
     cross_part: CrossPart | None = None,
     pair_scorer: PairScorer | None = None,

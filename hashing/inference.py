@@ -9,7 +9,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.analytic import LabelHead
 from hashing.class_codes import Labels, target_bits
 from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference, drift_score
@@ -24,6 +23,7 @@ from hashing.identity import (
     projection_tensors,
     scorer_tensors,
 )
+from hashing.label_part import LabelPart
 from hashing.pair_scorer import PairScorer
 from hashing.radius import RadiusTable
 from hashing.tower import InstanceMap
@@ -47,7 +47,7 @@ class Encoder:
     projections: Mapping[str, InstanceMap]
     radius_table: RadiusTable
     drift_reference: DriftReference
-    label_head: LabelHead | None = None
+    label_head: LabelPart | None = None
     cross_part: CrossPart | None = None
     pair_scorer: PairScorer | None = None
     parent_id: str | None = None
@@ -220,7 +220,7 @@ class Encoder:
         wide[:, self.code_bits - values.shape[1] :] = values
         return wide
 
-    def _label_head(self) -> LabelHead:
+    def _label_head(self) -> LabelPart:
         if self.label_head is None:
             raise NoLabelPartError(self.encoder_id)
         return self.label_head

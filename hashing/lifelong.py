@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.analytic import LabelState
 from hashing.class_codes import ClassCodes, Labels, check_labels
 from hashing.embeddings import CHUNK_ROWS
 from hashing.errors import NothingToLearnError, StateMismatchError, UnknownModalityError
 from hashing.inference import Encoder
+from hashing.label_part import LearnedState, same_features
 from hashing.metrics import class_retrieval_map
 from hashing.trainer import label_head_of
 
@@ -38,7 +38,7 @@ class UpdateResult:
     """encoder: a candidate, the old one's child. state: to continue from once the encoder is accepted."""
 
     encoder: Encoder
-    state: LabelState
+    state: LearnedState
     report: UpdateReport
 
 
@@ -77,7 +77,7 @@ class GateReport:
 
 def update_labels(
     encoder: Encoder,
-    state: LabelState,
+    state: LearnedState,
     *,
     embeddings: NDArray[np.floating],
     labels: Labels,
@@ -88,8 +88,8 @@ def update_labels(
     embeddings: float [n, dim]. labels: of each row; rows with none are skipped. Unseen labels get class
     codes; issued codes, instance projections and radii stay, so instance_id stays. The radii hold for rows
     unlike those they were measured on (figures at `radius.calibrate_radii`); training measures them anew.
-    `state` is the one that belongs to `encoder`, or `LabelState.empty` for an encoder without a label part
-    (only then is `modality` read). Neither argument is changed.
+    `state` is the one that belongs to `encoder`, or `label_part.empty_state` for an encoder without a label
+    part (only then is `modality` read). Neither argument is changed.
     Raises: NothingToLearnError; StateMismatchError; EmbeddingsError; DimensionError; TrainingDataError.
     """
     check_labels(labels, row_count=embeddings.shape[0])
@@ -97,7 +97,7 @@ def update_labels(
     labelled = np.flatnonzero([len(own) > 0 for own in labels])
     if labelled.size == 0:
         raise NothingToLearnError(row_count=embeddings.shape[0])
-    updated = state.add(embeddings[labelled], [labels[row] for row in labelled.tolist()])
+    updated = state.add(embeddings[labelled], [labels[row] for row in labelled.tolist()]).solved()
     return UpdateResult(
         encoder=renew_encoder(encoder, updated, modality=modality),
         state=updated,
@@ -109,13 +109,13 @@ def update_labels(
     )
 
 
-def renew_encoder(encoder: Encoder, state: LabelState, *, modality: str = "text") -> Encoder:
+def renew_encoder(encoder: Encoder, state: LearnedState, *, modality: str = "text") -> Encoder:
     """Return the child of `encoder` whose label part is solved from `state`.
 
-    For an update, and after `LabelState.remove` for forgetting. `modality` is read only where `encoder`
+    For an update, and after the state's `remove` for forgetting. `modality` is read only where `encoder`
     has no label part yet. Metrics of the parent's label part are dropped: they are not the child's.
     Raises: StateMismatchError where issued class codes or features differ; UnknownModalityError;
-    TrainingDataError as `LabelState.solve`.
+    TrainingDataError as the state's `head`.
     """
     _check_state(encoder, state)
     if encoder.label_head is not None:
@@ -202,14 +202,11 @@ def _instance_bits_changed(old: Encoder, new: Encoder, embeddings: NDArray[np.fl
     return changed
 
 
-def _check_state(encoder: Encoder, state: LabelState) -> None:
+def _check_state(encoder: Encoder, state: LearnedState) -> None:
     head = encoder.label_head
     if head is None:
         return
-    same_features = np.array_equal(head.features.omega, state.features.omega) and np.array_equal(
-        head.features.beta, state.features.beta
-    )
-    if not same_features:
+    if not same_features(head.features, state.features):
         raise StateMismatchError("other random features")
     if not _extends(state.class_codes, head.class_codes):
         raise StateMismatchError("other class codes")

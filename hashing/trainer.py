@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.analytic import LabelHead, LabelState
 from hashing.class_codes import ClassCodes, Labels, check_labels, target_bits
 from hashing.config import EncoderConfig
 from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows, check_training_rows, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.inference import Encoder
+from hashing.label_part import LabelPart, LearnedState, empty_state
 from hashing.metrics import class_retrieval_map, code_recall
 from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation
 from hashing.radius import RadiusTable, calibrate_radii
@@ -44,7 +44,7 @@ class TrainedEncoder:
     """encoder: ready to serve. state: what `update_labels` continues from; None without labels."""
 
     encoder: Encoder
-    state: LabelState | None
+    state: LearnedState | None
 
 
 def train_encoder(
@@ -93,11 +93,9 @@ def train_encoder(
     return TrainedEncoder(encoder=replace(encoder, label_head=label_head, metrics=metrics), state=state)
 
 
-def label_head_of(state: LabelState, *, modality: str) -> LabelHead:
+def label_head_of(state: LearnedState, *, modality: str) -> LabelPart:
     """Solve a state into the label part of an encoder."""
-    return LabelHead(
-        features=state.features, weight=state.solve(), class_codes=state.class_codes, modality=modality
-    )
+    return state.head(modality=modality)
 
 
 def labelled_rows(labels: Labels, *, row_count: int) -> NDArray[np.intp]:
@@ -180,12 +178,12 @@ def train_label_part(
     config: EncoderConfig,
     class_codes: ClassCodes | None,
     progress: Progress,
-) -> tuple[float, int, LabelState]:
+) -> tuple[float, int, LearnedState]:
     """Return the held-out mAP (NaN without queries), the number of its queries, and the state of all rows."""
     # Codes go out in the order of the rows, whichever of them are held out.
-    state = LabelState.empty(embeddings.shape[1], config=config)
+    state = empty_state(embeddings.shape[1], config=config, rows=embeddings)
     if class_codes is not None:
-        state = replace(state, class_codes=class_codes)
+        state = state.with_codes(class_codes)
     state = state.issue(label for row in labelled.tolist() for label in labels[row])
     queries = _label_queries(labels, labelled, seed=config.seed)
     kept = np.setdiff1d(labelled, queries)

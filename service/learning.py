@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Select, bindparam, func, select, update
 
-from hashing.analytic import LabelState
 from hashing.checkpoint import dump_state, load_encoder, load_state
 from hashing.config import EncoderConfig
 from hashing.inference import Encoder
+from hashing.label_part import LearnedState, empty_state
 from hashing.lifelong import GateReport, LabelledRows, evaluate_update, update_labels
 from hashing.trainer import Progress, TrainedEncoder, train_encoder
 from service import registry
@@ -320,7 +320,7 @@ def _watermark_after(
     return record.seq if beyond is None else int(beyond) - 1
 
 
-def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LabelState, int]:
+def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LearnedState, int]:
     """The active encoder, the state to continue from, and the seq up to which rows were seen."""
     if record.active_encoder_id is None:
         raise PreconditionError(
@@ -336,10 +336,10 @@ def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, 
         state = load_state(row.learning_state)
     else:
         dim = next(iter(encoder.projections.values())).dim
-        state = LabelState.empty(dim, config=EncoderConfig(label_bits=record.label_bits))
+        state = empty_state(dim, config=EncoderConfig(label_bits=record.label_bits))
     issued = registry.issued_class_codes(connection, record.id)
     if issued is not None and len(issued) > len(state.class_codes):
-        state = replace(state, class_codes=issued)  # those of encoders that were rolled back stay issued
+        state = state.with_codes(issued)  # those of encoders that were rolled back stay issued
     return encoder, state, _seen_to(connection, record.id, encoder.encoder_id)
 
 

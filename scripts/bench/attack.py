@@ -22,7 +22,6 @@ from hashing.analytic import LabelState
 from hashing.class_codes import ClassCodes, target_bits
 from hashing.config import EncoderConfig
 from hashing.metrics import class_retrieval_map
-from hashing.trainer import label_head_of
 from scripts.arguments import CommandError, ProgressBars, positive_integer
 from scripts.bench.intents import LabelledQueries, load_intents
 from scripts.bench.lines import Figure, add_bench_arguments
@@ -90,9 +89,10 @@ def _models(
     from hashing.deep.labelled import LabelledConfig, train_labelled
 
     state = LabelState.empty(
-        intents.rows.shape[1], config=EncoderConfig(label_bits=arguments.bits, seed=seed)
+        intents.rows.shape[1],
+        config=EncoderConfig(label_bits=arguments.bits, feature_count=2048, ridge=1e-2, seed=seed),
     ).add(intents.rows, intents.row_labels)
-    head = label_head_of(state, modality="")
+    head = state.head(modality="")
     yield _Model(name="label_codes", values=head_values(head), class_codes=head.class_codes)
 
     plain = LabelledConfig(label_bits=arguments.bits, seed=seed)

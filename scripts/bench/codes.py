@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.analytic import LabelState
 from hashing.class_codes import target_bits
 from hashing.config import EncoderConfig, require_bits
 from hashing.embeddings import signs
+from hashing.label_part import empty_state
 from hashing.metrics import QUERY_CHUNK, mean_average_precision, top_columns
 from hashing.trainer import label_head_of
 from scripts.arguments import CommandError, ProgressBars, positive_integer
@@ -211,7 +211,8 @@ def _label_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Real-valued label queries, float32 [q, bits], and the rows' class codes in -1/+1, float32 [n, bits]."""
     config = EncoderConfig(label_bits=max(settings.bits), seed=settings.seed)
-    state = LabelState.empty(intents.rows.shape[1], config=config).add(intents.rows, intents.row_labels)
+    empty = empty_state(intents.rows.shape[1], config=config, rows=intents.rows)
+    state = empty.add(intents.rows, intents.row_labels)
     codes = np.where(target_bits(state.class_codes, intents.row_labels), np.float32(1), np.float32(-1))
     return label_head_of(state, modality="").values(intents.queries), codes
 

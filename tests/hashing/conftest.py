@@ -31,7 +31,15 @@ def draw_clusters() -> DrawClusters:
 
 @pytest.fixture(scope="session")
 def small_config() -> EncoderConfig:
-    return EncoderConfig(code_bits=64, label_bits=64, itq_iterations=10, feature_count=256, gamma=1.0)
+    return EncoderConfig(
+        code_bits=64,
+        label_bits=64,
+        itq_iterations=10,
+        label_method="regression",
+        feature_count=256,
+        gamma=1.0,
+        ridge=0.01,
+    )
 
 
 @pytest.fixture(scope="session")

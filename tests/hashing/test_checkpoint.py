@@ -19,7 +19,9 @@ from hashing import (
     load_encoder,
     load_state,
     train_encoder,
+    update_labels,
 )
+from hashing.analytic import LabelHead
 from hashing.identity import content_hash
 from hashing.radius import GRID_COUNT, RadiusTable
 from hashing.sealed_tensors import METADATA_KEY, header_document
@@ -127,7 +129,7 @@ def test_format_2_is_read() -> None:
 def test_encoder_of_format_2_is_written_in_the_present_one() -> None:
     encoder = load_encoder((FIXTURES / "format-2.encoder").read_bytes())
     content = dump_encoder(encoder)
-    assert header_document(content)["format_version"] == 4
+    assert header_document(content)["format_version"] == 5
     assert load_encoder(content).encoder_id == encoder.encoder_id
 
 
@@ -150,6 +152,17 @@ def test_format_3_is_read() -> None:
 def test_state_of_format_3_is_read() -> None:
     state = load_state((FIXTURES / "format-3.state").read_bytes())
     assert (state.row_count, state.class_codes.labels) == (6, ("a", "b", "ü"))
+
+
+def test_regression_of_format_4_is_read_and_goes_on_learning() -> None:
+    encoder = load_encoder((FIXTURES / "format-4.encoder").read_bytes())
+    state = load_state((FIXTURES / "format-4.state").read_bytes())
+    assert isinstance(state, LabelState) and isinstance(encoder.label_head, LabelHead)
+    np.testing.assert_allclose(state.solve(), encoder.label_head.weight, atol=1e-6)
+    rows = np.eye(3, dtype=np.float32)
+    updated = update_labels(encoder, state, embeddings=rows[:1], labels=[["new"]])
+    assert isinstance(updated.encoder.label_head, LabelHead) and updated.state.row_count == 7
+    assert load_state(dump_state(updated.state)).class_codes.labels == ("a", "b", "ü", "new")
 
 
 def test_tower_in_a_file_of_format_2_is_refused(with_tower: Encoder) -> None:
@@ -246,22 +259,22 @@ def test_state_is_not_taken_for_an_encoder(tiny: TrainedEncoder) -> None:
 
 
 def test_unknown_format_version_is_refused(tiny: TrainedEncoder) -> None:
-    with pytest.raises(CheckpointError, match="version 5 is unknown, expected 4"):
-        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=5))
+    with pytest.raises(CheckpointError, match="version 6 is unknown, expected 5"):
+        load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=6))
 
 
 def test_format_without_prefix_radii_asks_for_training(tiny: TrainedEncoder) -> None:
     with pytest.raises(
-        CheckpointError, match="version 1 has no radii for prefixes, expected 4: train the encoder"
+        CheckpointError, match="version 1 has no radii for prefixes, expected 5: train the encoder"
     ):
         load_encoder(_rewritten(dump_encoder(tiny.encoder), format_version=1))
 
 
 def test_weights_of_another_encoder_are_refused(tiny: TrainedEncoder) -> None:
     content = dump_encoder(tiny.encoder)
-    weight = load(content)["label.weight"] + 1
+    weight = load(content)["label.class_weight"] + 1
     with pytest.raises(CheckpointError, match=f"not {tiny.encoder.encoder_id}"):
-        load_encoder(_rewritten(content, tensors={"label.weight": weight}))
+        load_encoder(_rewritten(content, tensors={"label.class_weight": weight}))
 
 
 @pytest.mark.parametrize(
@@ -271,9 +284,10 @@ def test_weights_of_another_encoder_are_refused(tiny: TrainedEncoder) -> None:
         ("projection.text.weight", np.zeros((3, 128), dtype=np.float32), "differ in code_bits"),
         ("projection.text.weight", np.zeros(3, dtype=np.float32), "not a matrix"),
         ("projection.text.mean", np.zeros(4, dtype=np.float32), "expected float32"),
-        ("label.weight", np.zeros((4, 64)), "expected float32"),
+        ("label.class_weight", np.zeros((7, 3)), "expected float32"),
         ("label.class_bits", np.zeros((2, 64), dtype=np.bool_), "expected bool"),
-        ("features.omega", np.zeros((2, 4), dtype=np.float32), "does not fit modality"),
+        ("label.class_bias", np.zeros(2, dtype=np.float32), "expected float32"),
+        ("features.directions", np.zeros((2, 4), dtype=np.float32), "does not fit modality"),
     ],
 )
 def test_inconsistent_tensors_are_refused(tiny: TrainedEncoder, name: str, value, message: str) -> None:

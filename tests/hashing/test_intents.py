@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashing import EncoderConfig, LabelledRows, LabelState, evaluate_update, train_encoder, update_labels
+from hashing import EncoderConfig, LabelledRows, empty_state, evaluate_update, train_encoder, update_labels
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -30,7 +30,8 @@ def test_ten_domains_in_steps_reach_the_map_of_training_at_once(intents) -> None
     config = EncoderConfig(itq_iterations=2)
     train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")[::4]
     encoder = train_encoder(rows[train], config=config).encoder
-    state = LabelState.empty(rows.shape[1], config=config)
+    first = train[np.isin(intent[train], next(iter(domains.values())))]
+    state = empty_state(rows.shape[1], config=config, rows=rows[first])
     for names in domains.values():
         step = train[np.isin(intent[train], names)]
         result = update_labels(
@@ -42,7 +43,7 @@ def test_ten_domains_in_steps_reach_the_map_of_training_at_once(intents) -> None
     )
     report = evaluate_update(encoder, encoder, old_rows=None, new_rows=stored)
     assert len(encoder.labels) == 150
-    assert report.new_map_after > 0.93
+    assert report.new_map_after > 0.94
 
 
 def test_new_domain_is_farther_from_the_training_data_than_held_out_rows(intents) -> None:

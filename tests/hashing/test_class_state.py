@@ -1,0 +1,274 @@
+"""The discriminant label part against naive sums, a general solver and training on the rest."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashing import (
+    ClassState,
+    EncoderConfig,
+    LabelState,
+    TrainingDataError,
+    UnknownLabelError,
+    dump_encoder,
+    dump_state,
+    empty_state,
+    load_encoder,
+    load_state,
+    renew_encoder,
+    train_encoder,
+    update_labels,
+)
+from hashing.class_scores import RANKED_CLASSES, SORTED_CLASSES, QuadraticFeatures, draw_quadratic
+from hashing.class_state import WITHIN_SHARE
+from hashing.triangular import BLOCK, factorise
+
+CONFIG = EncoderConfig(code_bits=64, itq_iterations=2, feature_count=96)
+
+
+def _state(rows, labels, config: EncoderConfig = CONFIG) -> ClassState:
+    return ClassState.empty(rows.shape[1], config=config, rows=rows[:50]).add(rows, labels)
+
+
+def _naive_scores(state: ClassState, rows, labels, queries) -> np.ndarray:
+    """Discriminant analysis by the book: loops over rows and classes, and a general solver."""
+    features = state.features.transform(rows).astype(np.float64)
+    metric = state.ridge * np.eye(features.shape[1])
+    for feature in features:
+        metric += np.outer(feature, feature)
+    means = []
+    for label in state.class_codes.labels:
+        shares = np.array([(label in own) / len(set(own)) for own in labels])
+        means.append(shares @ features / shares.sum())
+        metric -= WITHIN_SHARE * shares.sum() * np.outer(means[-1], means[-1])
+    asked = state.features.transform(queries).astype(np.float64)
+    scores = []
+    for mean in means:
+        direction = np.linalg.solve(metric, mean)
+        scores.append(len(rows) * (asked @ direction - WITHIN_SHARE / 2 * mean @ direction))
+    return np.stack(scores, axis=1)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 7])
+def test_factor_solves_as_the_general_solver_does(size: int) -> None:
+    rng = np.random.default_rng(size)
+    root = rng.standard_normal((size, size))
+    matrix = (root @ root.T + size * np.eye(size)).astype(np.float32)
+    right = rng.standard_normal((size, 3)).astype(np.float32)
+    factor = factorise(np.tril(matrix))
+    np.testing.assert_allclose(factor.lower @ factor.lower.T, matrix, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(factor.lower @ factor.forward(right), right, atol=1e-4)
+    expected = np.linalg.solve(matrix.astype(np.float64), right)
+    np.testing.assert_allclose(factor.backward(factor.forward(right)), expected, atol=1e-5)
+
+
+def test_matrix_that_is_not_positive_definite_has_no_factor() -> None:
+    with pytest.raises(np.linalg.LinAlgError):
+        factorise(np.diag([1.0, -1.0, 2.0]).astype(np.float32))
+
+
+def test_features_follow_the_formula() -> None:
+    features = QuadraticFeatures(
+        directions=np.array([[2.0], [1.0]], dtype=np.float32), offset=np.array([0.5], dtype=np.float32)
+    )
+    got = features.transform(np.array([[0.6, -0.8]], dtype=np.float32))
+    np.testing.assert_allclose(got, [[0.6, -0.8, 0.4**2 - 0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_squares_have_norm_one_on_rows_like_those_drawn_along(draw_clusters, *, sampled: bool) -> None:
+    rows, _ = draw_clusters(class_count=200, rows_per_class=5, spread=0.1)
+    features = draw_quadratic(32, count=512, seed=1, rows=rows if sampled else None)
+    squares = features.transform(rows)[:, 32:]
+    assert np.mean(np.sum(squares**2, axis=1)) == pytest.approx(1, abs=0.02 if sampled else 0.3)
+
+
+def test_directions_lie_where_the_rows_vary() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((4000, 16)) * np.where(np.arange(16) < 4, 1, 0.01)).astype(np.float32)
+    directions = draw_quadratic(16, count=64, seed=0, rows=rows).directions
+    energy = np.sum(directions**2, axis=1)
+    assert energy[:4].sum() > 0.95 * energy.sum()
+
+
+@pytest.mark.parametrize("rows", [np.ones((1, 8)), np.ones((5, 8)), np.zeros((0, 8))])
+def test_features_can_be_drawn_along_rows_that_do_not_vary(rows) -> None:
+    features = ClassState.empty(8, config=CONFIG, rows=rows).features
+    assert np.isfinite(features.directions).all() and np.isfinite(features.offset).all()
+
+
+def test_scores_are_those_of_discriminant_analysis(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=6, rows_per_class=40)
+    kept = [i for i in range(len(labels)) if labels[i] != ["c2"] or i % 3 == 0]  # classes of unequal size
+    rows, labels = rows[kept], [labels[i] for i in kept]
+    labels[3], labels[5] = ["c1", "c4", "c1"], ["c0", "c2", "c5"]
+    state, queries = _state(rows, labels), rows[:20]
+    expected = _naive_scores(state, rows, labels, queries)
+    got = state.head(modality="text").scores(queries)
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_adding_in_steps_equals_adding_at_once(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=6, rows_per_class=30)
+    at_once = _state(rows, labels)
+    in_steps = ClassState.empty(32, config=CONFIG, rows=rows[:50])
+    for start, stop in ((0, 1), (1, 50), (50, 180)):
+        in_steps = in_steps.add(rows[start:stop], labels[start:stop]).solved()
+    assert in_steps.row_count == at_once.row_count == 180
+    np.testing.assert_allclose(in_steps.gram, at_once.gram, atol=1e-4)
+    np.testing.assert_allclose(in_steps.class_sums, at_once.class_sums, atol=1e-4)
+    np.testing.assert_array_equal(in_steps.class_counts, at_once.class_counts)
+
+
+def test_rows_beyond_one_chunk_count_in_full(draw_clusters) -> None:
+    config = EncoderConfig(feature_count=4)
+    rows, labels = draw_clusters(class_count=5, rows_per_class=1000)
+    state = _state(rows, labels, config)
+    features = state.features.transform(rows).astype(np.float64)
+    np.testing.assert_allclose(state.gram, features.T @ features, rtol=1e-4, atol=1e-3)
+    assert state.class_counts.tolist() == [1000] * 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(removed=st.sets(st.integers(0, 299), min_size=1, max_size=40), solved=st.booleans())
+def test_removing_equals_training_on_the_rest(draw_clusters, removed: set[int], *, solved: bool) -> None:
+    rows, labels = draw_clusters(class_count=6, rows_per_class=50)
+    labels[3] = ["c1", "c4", "c2"]
+    empty = ClassState.empty(32, config=CONFIG, rows=rows[:50])
+    state = empty.add(rows, labels)
+    state = state.solved() if solved else state
+    gone, kept = sorted(removed), sorted(set(range(300)) - removed)
+    middle = len(gone) // 2
+    for part in (gone[:middle], gone[middle:]):  # twice, so that corrections add up
+        state = state.remove(rows[part], [labels[i] for i in part])
+    rest = empty.issue(state.class_codes.labels).add(rows[kept], [labels[i] for i in kept])
+    assert state.row_count == rest.row_count == len(kept)
+    np.testing.assert_allclose(state.gram, rest.gram, atol=1e-3)
+    np.testing.assert_allclose(state.class_sums, rest.class_sums, atol=1e-3)
+    expected = rest.head(modality="text").scores(rows)
+    got = state.head(modality="text").scores(rows)
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.ptp(expected))
+
+
+def test_removing_few_rows_keeps_the_factor_and_many_rows_drop_it(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=6, rows_per_class=100)
+    state = _state(rows, labels).solved()
+    few = state.remove(rows[:5], labels[:5])
+    assert few.solution is not None and few.solution.factor is state.solution.factor
+    assert few.remove(rows[5:50], labels[5:50]).solution is None
+
+
+def test_row_that_alone_spans_a_direction_drops_the_factor() -> None:
+    config = EncoderConfig(feature_count=8, ridge=1e-6)
+    state = ClassState.empty(4, config=config).add(np.eye(4), [["a"], ["b"], ["a"], ["b"]]).solved()
+    assert state.remove(np.eye(4)[:1], [["a"]]).solution is None
+
+
+def test_class_without_rows_ranks_last_and_keeps_its_code(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=4, rows_per_class=30)
+    of_first = [i for i, own in enumerate(labels) if own == ["c0"]]
+    state = _state(rows, labels)
+    forgotten = state.remove(rows[of_first], [["c0"]] * 30)
+    head = forgotten.head(modality="text")
+    assert forgotten.class_codes is state.class_codes
+    assert (head.scores(rows).argmin(axis=1) == forgotten.class_codes.position("c0")).all()
+
+
+def test_add_and_remove_leave_the_old_state_alone(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=3, rows_per_class=20)
+    state = _state(rows, labels).solved()
+    before = [
+        array.copy() for array in (state.gram, state.class_sums, state.class_counts, state.solution.half)
+    ]
+    state.add(rows, labels)
+    state.remove(rows[:3], labels[:3])
+    after = (state.gram, state.class_sums, state.class_counts, state.solution.half)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_added_rows_are_not_answered_from_the_old_solution(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=3, rows_per_class=200)
+    state = _state(rows[:598], labels[:598]).solved()
+    assert state.add(rows[598:], labels[598:]).solution is None
+
+
+def test_query_orders_codes_as_the_scores_do(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=12, rows_per_class=20)
+    head = _state(rows, labels).head(modality="text")
+    codes = np.where(head.class_codes.bits, 1, -1)
+    scores, values = head.scores(rows), head.values(rows)
+    for own, value in zip(scores, values, strict=True):
+        ranked = np.argsort(-own)[:RANKED_CLASSES]
+        expected = sum(0.5**rank * codes[position] for rank, position in enumerate(ranked))
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+    np.testing.assert_array_equal((values @ codes.T).argmax(axis=1), scores.argmax(axis=1))
+
+
+def test_many_classes_are_ranked_as_few_are() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((SORTED_CLASSES + 88, 6)).astype(np.float32)
+    labels = [[f"c{i}"] for i in range(len(rows))]
+    head = _state(rows, labels, EncoderConfig(feature_count=8)).head(modality="text")
+    best = np.argsort(-head.scores(rows[:5]), axis=1)[:, :RANKED_CLASSES]
+    codes = np.where(head.class_codes.bits, 1, -1)[best]  # [5, ranked, 64]
+    expected = (codes * 0.5 ** np.arange(RANKED_CLASSES)[:, None]).sum(axis=1)
+    np.testing.assert_allclose(head.values(rows[:5]), expected, atol=1e-6)
+
+
+def test_state_without_rows_asks_for_nothing() -> None:
+    head = ClassState.empty(32, config=CONFIG).head(modality="text")
+    assert not head.values(np.ones((2, 32), dtype=np.float32)).any()
+
+
+def test_impossible_removals_are_refused(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=2, rows_per_class=10)
+    state = _state(rows[:10], labels[:10])
+    with pytest.raises(TrainingDataError, match="cannot remove 20 rows from a state of 10"):
+        state.remove(rows, labels)
+    with pytest.raises(UnknownLabelError):
+        state.remove(rows[:1], [["never seen"]])
+    with pytest.raises(TrainingDataError, match="never been added"):
+        state.remove(3 * rows[10:], labels[:10]).solved()
+
+
+def test_row_without_a_label_is_refused(draw_clusters) -> None:
+    rows, _ = draw_clusters(class_count=2, rows_per_class=1)
+    with pytest.raises(TrainingDataError, match="row 1 has no label"):
+        ClassState.empty(32, config=CONFIG).add(rows, [["a"], []])
+
+
+def test_state_survives_the_round_trip(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=5, rows_per_class=20)
+    state = _state(rows, labels).solved()
+    loaded = load_state(dump_state(state))
+    assert isinstance(loaded, ClassState)
+    for name in ("gram", "class_sums", "class_counts", "ridge", "row_count"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(state, name))
+    queries = state.head(modality="text").values(rows)
+    np.testing.assert_array_equal(loaded.head(modality="text").values(rows), queries)
+
+
+def test_encoder_survives_the_round_trip_and_its_update(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=6, rows_per_class=40)
+    last = np.array([own == ["c5"] for own in labels])
+    rows, labels, new = rows[~last], [own for own in labels if own != ["c5"]], rows[last]
+    trained = train_encoder(rows, config=CONFIG, labels=labels)
+    loaded = load_encoder(dump_encoder(trained.encoder))
+    assert loaded.encoder_id == trained.encoder.encoder_id
+    np.testing.assert_array_equal(loaded.label_values(rows), trained.encoder.label_values(rows))
+    result = update_labels(loaded, trained.state, embeddings=new, labels=[["new"]] * 40)
+    codes = np.where(result.encoder.class_bits([[name] for name in result.encoder.labels]), 1, -1)
+    best = (result.encoder.label_values(new) @ codes.T).argmax(axis=1)
+    assert np.mean(best == result.encoder.labels.index("new")) > 0.9
+    head = renew_encoder(result.encoder, result.state.remove(new, [["new"]] * 40)).label_head
+    expected = trained.encoder.label_head.scores(rows)
+    np.testing.assert_allclose(head.scores(rows)[:, :5], expected, atol=1e-3 * np.ptp(expected))
+
+
+def test_method_chooses_the_kind_of_state() -> None:
+    assert isinstance(empty_state(8, config=CONFIG), ClassState)
+    assert isinstance(empty_state(8, config=replace(CONFIG, label_method="regression")), LabelState)
