@@ -208,25 +208,34 @@ def _issue_words(earlier: NDArray[np.bool_], *, count: int, seed: tuple[int, int
     pool = signs(np.random.default_rng(seed).permutation(_kerdock_words()))  # [4096, 64]
     chosen = np.empty((earlier.shape[0] + count, WORD_BITS), dtype=np.float32)
     chosen[: earlier.shape[0]] = signs(earlier)
-    nearest = np.full(pool.shape[0], np.inf, dtype=np.float32)
-    for word in chosen[: earlier.shape[0]]:
-        np.minimum(nearest, _distances(pool, word), out=nearest)
+    packed = np.empty(chosen.shape[0], dtype=np.uint64)
+    packed[: earlier.shape[0]] = _packed(earlier)
+    nearest = np.zeros(pool.shape[0], dtype=np.float32)
+    if not np.isin(_packed(pool > 0), packed[: earlier.shape[0]]).all():  # else the pool is used up
+        nearest[:] = np.inf
+        for word in chosen[: earlier.shape[0]]:
+            np.minimum(nearest, _distances(pool, word), out=nearest)
     for index in range(earlier.shape[0], chosen.shape[0]):
         best = int(np.argmax(nearest))
         if nearest[best] > 0:
             chosen[index] = pool[best]
             np.minimum(nearest, _distances(pool, pool[best]), out=nearest)
         else:
-            chosen[index] = _random_word(chosen[:index], rng=np.random.default_rng((*seed, index)))
+            chosen[index] = _random_word(packed[:index], rng=np.random.default_rng((*seed, index)))
+        packed[index] = _packed(chosen[index : index + 1] > 0)[0]
     return chosen[earlier.shape[0] :] > 0
 
 
-def _random_word(earlier: NDArray[np.float32], *, rng: np.random.Generator) -> NDArray[np.float32]:
+def _random_word(earlier: NDArray[np.uint64], *, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return the random word that is farthest from its nearest earlier one, -1/+1 float32 [64]."""
-    pool = signs(rng.random((RANDOM_POOL_WORDS, WORD_BITS)) < 0.5)
-    closest = (pool @ earlier.T).max(axis=1)  # the largest inner product is the smallest distance
-    word: NDArray[np.float32] = pool[int(np.argmin(closest))]
-    return word
+    pool = rng.random((RANDOM_POOL_WORDS, WORD_BITS)) < 0.5
+    closest = np.array([np.bitwise_count(word ^ earlier).min() for word in _packed(pool)])
+    return signs(pool[int(np.argmax(closest))])
+
+
+def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Words bool [n, 64] as uint64 [n], for distances among them only: the order of bits is nobody's."""
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
 def _kerdock_words() -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ only the map from a query to its label values is solved anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,10 @@ from hashing.errors import NothingToLearnError, StateMismatchError, UnknownModal
 from hashing.inference import Encoder
 from hashing.label_part import LearnedState, same_features
 from hashing.metrics import class_retrieval_map
-from hashing.trainer import label_head_of
+from hashing.trainer import Progress, label_head_of, no_progress
+
+LEARN_ROWS = 512
+"""Rows added to the state at a time; progress is reported in between, at most about half a second apart."""
 
 MAP_TOLERANCE = 0.01
 """Loss of mAP on old rows that the gate lets pass, unless told otherwise."""
@@ -82,6 +85,7 @@ def update_labels(
     embeddings: NDArray[np.floating],
     labels: Labels,
     modality: str = "text",
+    progress: Progress = no_progress,
 ) -> UpdateResult:
     """Learn labelled rows in a time that depends on them alone, not on what was learned before.
 
@@ -89,7 +93,8 @@ def update_labels(
     codes; issued codes, instance projections and radii stay, so instance_id stays. The radii hold for rows
     unlike those they were measured on (figures at `radius.calibrate_radii`); training measures them anew.
     `state` is the one that belongs to `encoder`, or `label_part.empty_state` for an encoder without a label
-    part (only then is `modality` read). Neither argument is changed.
+    part (only then is `modality` read). Neither argument is changed. progress: told of "learn", in rows; may
+    raise to stop.
     Raises: NothingToLearnError; StateMismatchError; EmbeddingsError; DimensionError; TrainingDataError.
     """
     check_labels(labels, row_count=embeddings.shape[0])
@@ -97,7 +102,13 @@ def update_labels(
     labelled = np.flatnonzero([len(own) > 0 for own in labels])
     if labelled.size == 0:
         raise NothingToLearnError(row_count=embeddings.shape[0])
-    updated = state.add(embeddings[labelled], [labels[row] for row in labelled.tolist()]).solved()
+    updated = state
+    for start in range(0, labelled.size, LEARN_ROWS):
+        progress("learn", start, labelled.size)
+        rows = labelled[start : start + LEARN_ROWS]
+        updated = updated.add(embeddings[rows], [labels[row] for row in rows.tolist()])
+    updated = updated.solved()
+    progress("learn", labelled.size, labelled.size)
     return UpdateResult(
         encoder=renew_encoder(encoder, updated, modality=modality),
         state=updated,
@@ -141,27 +152,38 @@ def evaluate_update(
     new_rows: LabelledRows,
     tolerance: float = MAP_TOLERANCE,
     seed: int = 0,
+    progress: Progress = no_progress,
 ) -> GateReport:
     """Compare an updated encoder with its parent on what is stored.
 
     old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with
     held-out queries. tolerance: in mAP. The new encoder is accepted iff it loses at most `tolerance` on
     the old queries and changes no stored bit. Cost O(queries x stored rows): pass a sample of a large
-    database. Queries read the modality of the label part.
+    database. Queries read the modality of the label part. progress: told of "judge", in queries; may raise to
+    stop.
     Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; EmbeddingsError.
     """
     before = after = float("nan")
     bits_changed = 0
     database_bits = new.class_bits(new_rows.labels)
     database_labels = list(new_rows.labels)
+    count_old = 0 if old_rows is None or old.label_head is None else len(old_rows.query_labels)
+    query_count = 2 * count_old + len(new_rows.query_labels)
+
+    def tell(done: int) -> None:
+        progress("judge", done, query_count)
+
+    tell(0)
     if old_rows is not None:
         old_bits = new.class_bits(old_rows.labels)
         bits_changed = _instance_bits_changed(old, new, old_rows.embeddings)
         if old.label_head is not None:
             old_bits = old.class_bits(old_rows.labels)
             bits_changed += int(np.count_nonzero(old_bits != new.class_bits(old_rows.labels)))
-            before = _map(old, old_rows, old_bits, old_rows.labels, seed=seed)
-            after = _map(new, old_rows, old_bits, old_rows.labels, seed=seed)
+            before = _map(old, old_rows, old_bits, old_rows.labels, seed=seed, report=tell)
+            after = _map(
+                new, old_rows, old_bits, old_rows.labels, seed=seed, report=lambda n: tell(count_old + n)
+            )
         database_bits = np.concatenate([old_bits, database_bits])
         database_labels = [*old_rows.labels, *database_labels]
 
@@ -173,7 +195,14 @@ def evaluate_update(
     return GateReport(
         old_map_before=before,
         old_map_after=after,
-        new_map_after=_map(new, new_rows, database_bits, database_labels, seed=seed),
+        new_map_after=_map(
+            new,
+            new_rows,
+            database_bits,
+            database_labels,
+            seed=seed,
+            report=lambda n: tell(2 * count_old + n),
+        ),
         stored_bits_changed=bits_changed,
         accepted=not reasons,
         reasons=tuple(reasons),
@@ -181,7 +210,13 @@ def evaluate_update(
 
 
 def _map(
-    encoder: Encoder, rows: LabelledRows, stored_bits: NDArray[np.bool_], stored_labels: Labels, *, seed: int
+    encoder: Encoder,
+    rows: LabelledRows,
+    stored_bits: NDArray[np.bool_],
+    stored_labels: Labels,
+    *,
+    seed: int,
+    report: Callable[[int], None],
 ) -> float:
     return class_retrieval_map(
         encoder.label_values(rows.query_embeddings),
@@ -189,6 +224,7 @@ def _map(
         query_labels=rows.query_labels,
         row_labels=stored_labels,
         seed=seed,
+        report=report,
     )
 
 

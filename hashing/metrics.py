@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,11 +109,13 @@ def class_retrieval_map(
     query_labels: Labels,
     row_labels: Labels,
     seed: int,
+    report: Callable[[int], None] = lambda done: None,
 ) -> float:
     """Return the mAP of class retrieval with real-valued queries against stored label codes.
 
     values: float32 [q, label_bits]. bits: bool [n, label_bits]. Score is the inner product with the
-    codes in -1/+1; a row is relevant when it shares a label with the query.
+    codes in -1/+1; a row is relevant when it shares a label with the query. report: called with the count
+    of queries done after every QUERY_CHUNK of them; may raise to stop.
     NaN when no query has a relevant row.
     """
     signs = np.where(bits, np.float32(1), np.float32(-1))
@@ -125,6 +129,7 @@ def class_retrieval_map(
             for label in own:
                 relevant[query, rows_by_label.get(label, _NO_ROWS)] = True
         precisions.append(average_precisions(scores, relevant, rng=rng))
+        report(min(start + QUERY_CHUNK, values.shape[0]))
     scored = np.concatenate(precisions) if precisions else np.empty(0)
     scored = scored[~np.isnan(scored)]
     return float(scored.mean()) if scored.size else float("nan")

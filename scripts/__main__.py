@@ -26,6 +26,7 @@ COMMANDS = {
     "update": "scripts.update_encoder",
     "worker": "scripts.run_worker",
     "encoders": "scripts.list_encoders",
+    "jobs": "scripts.list_jobs",
     "check": "scripts.check_cache",
     "bench": "scripts.bench.run",
     "demo": "scripts.demo",
@@ -36,7 +37,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, train-verifier, build, update, worker, encoders, check
+  operate     train, train-verifier, build, update, worker, jobs, encoders, check
                                            (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """

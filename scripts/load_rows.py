@@ -17,7 +17,8 @@ from sqlalchemy import Engine
 
 from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
-from scripts.arguments import CommandError, ProgressBars
+from hashing.trainer import Progress
+from scripts.arguments import CommandError
 from scripts.row_files import RowBatch, RowFile, open_rows
 from service import registry
 from service.application import clock_ms
@@ -45,9 +46,7 @@ class LoadReport:
     ignored: tuple[str, ...]
 
 
-def check_file(
-    arguments: argparse.Namespace, *, config: Config, progress: ProgressBars
-) -> tuple[RowFile, int]:
+def check_file(arguments: argparse.Namespace, *, config: Config, progress: Progress) -> tuple[RowFile, int]:
     """Open a file of rows and read it to the end: nothing is stored unless every row is valid.
 
     Returns the file and how many rows it has. Raises: CommandError, naming the file and the row.
@@ -70,16 +69,18 @@ def load_file(
     arguments: argparse.Namespace,
     *,
     config: Config,
-    progress: ProgressBars,
+    progress: Progress,
     step: int = 1,
+    may_create: bool = True,
 ) -> LoadReport:
     """Store every `step`-th row of a checked file, with codes where the cache has an active encoder.
 
     Raises:
         CommandError: the file changed meanwhile, or has other dimensions than the cache.
+        NotFoundError: there is no such cache, and none may be created.
         InvalidRequestError: the cache cannot be created so.
     """
-    cache = _require_cache(engine, arguments, dim=file.dim)
+    cache = _require_cache(engine, arguments, dim=file.dim, may_create=may_create)
     encoder = None
     if cache.active_encoder_id is not None:
         with reading(engine) as connection:
@@ -111,12 +112,16 @@ def _renames(pairs: Sequence[str]) -> dict[str, str]:
     return renames
 
 
-def _require_cache(engine: Engine, arguments: argparse.Namespace, *, dim: int) -> CacheRecord:
+def _require_cache(
+    engine: Engine, arguments: argparse.Namespace, *, dim: int, may_create: bool
+) -> CacheRecord:
     """The cache, created for the file's dimension where there is none."""
     with writing(engine) as connection:
         try:
             cache = read_cache(connection, arguments.cache)
         except NotFoundError:
+            if not may_create:
+                raise
             cache = registry.create_cache(
                 connection,
                 check_id(arguments.cache, NAME_PATTERN, field="--cache"),
@@ -161,9 +166,9 @@ def _names(file: RowFile, batch: RowBatch) -> list[str]:
     """The rows' ids, made of their numbers where they bring none. Raises: CommandError naming the row."""
     ids = batch.columns.get("id")
     if ids is None:
-        return [f"row-{number}" for number in batch.numbers]
+        return [f"{file.id_prefix}-{number}" for number in batch.numbers]
     pairs = zip(batch.numbers, ids, strict=True)
-    names = [f"row-{number}" if own is None else str(own) for number, own in pairs]
+    names = [f"{file.id_prefix}-{number}" if own is None else str(own) for number, own in pairs]
     for number, name in zip(batch.numbers, names, strict=True):
         if not ENTRY_PATTERN.fullmatch(name):
             with _named(file, number):

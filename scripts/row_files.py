@@ -35,13 +35,15 @@ class RowBatch:
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """A file of rows; `ignored` are columns that mean nothing here."""
+    """A file of rows; `ignored` are columns that mean nothing here. Rows without an id are named after
+    `id_prefix` and their number."""
 
     path: Path
     row_count: int | None
     dim: int
     ignored: tuple[str, ...]
     _read: Callable[[], Iterator[RowBatch]]
+    id_prefix: str = "row"
 
     def batches(self, *, step: int = 1) -> Iterator[RowBatch]:
         """Every `step`-th row, from the first on at every call. Raises: CommandError."""

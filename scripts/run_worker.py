@@ -1,15 +1,21 @@
-"""Run jobs until SIGTERM or SIGINT: updates that were asked for, and those that new labelled entries are due.
+"""Run jobs until SIGTERM or SIGINT: updates that were asked for or are due, and files of the inbox.
 
-Runs beside the servers, never inside one; several workers may share a store.
+An update is due once enough labelled entries wait, or one of them for long; files that appear in the folder
+`[update] inbox` are loaded. Runs beside the servers, never inside one, at low priority; several workers may
+share a store, and then the inbox.
 """
 
 import argparse
 import os
 import signal
 import threading
+from functools import partial
+from pathlib import Path
 
 from scripts.arguments import add_config, configure_logging, read_config
+from scripts.inbox_rows import load_inbox_file
 from service.application import clock_ms
+from service.config import Config
 from service.database import check_schema, open_engine
 from service.worker import Worker
 
@@ -19,7 +25,9 @@ _NICENESS = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     add_config(parser)
-    parser.add_argument("--once", action="store_true", help="run what is due or queued, then end")
+    parser.add_argument(
+        "--once", action="store_true", help="run what is due, queued or in the inbox, and end"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,14 +37,24 @@ def run(arguments: argparse.Namespace) -> int:
     engine = open_engine(config.store)
     check_schema(engine)
     os.nice(_NICENESS)
-    worker = Worker(engine, config, clock=clock_ms)
-    if arguments.once:
-        worker.enqueue_due()
-        while worker.run_one():
-            pass
-        return 0
+    if config.update.inbox:
+        Path(config.update.inbox).mkdir(parents=True, exist_ok=True)
+    worker = Worker(engine, config, clock=clock_ms, load_file=partial(load_inbox_file, config=config))
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopped.set())
-    worker.run(stopped)
+    if arguments.once:
+        _work_once(worker, config, stopped)
+    else:
+        worker.run(stopped)
     return 0
+
+
+def _work_once(worker: Worker, config: Config, stopped: threading.Event) -> None:
+    """Files first: what they bring may be due then."""
+    if config.update.inbox:
+        worker.enqueue_files()
+        stopped.wait(config.update.poll_seconds)  # a file that still grows is left alone
+        worker.enqueue_files()
+    while not stopped.is_set() and (worker.run_one() or (worker.enqueue_due() and worker.run_one())):
+        pass

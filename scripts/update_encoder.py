@@ -2,17 +2,30 @@
 
 Takes entries with labels that were stored since. The new encoder is activated if it finds old entries as well
 as before on rows that no encoder has seen, and rejected with the figures otherwise; a running server picks it
-up at once. Entries without labels only feed the drift figure. Exit status 0 activated, 3 nothing to learn, 4
-rejected.
+up at once. Entries without labels only feed the drift figure. With --queue a worker does it; --follow shows
+how far it is, and an interrupt ends the showing alone. Exit status 0 activated (with --queue alone: queued),
+3 nothing to learn, 4 rejected, 1 failed or cancelled.
+
+Examples:
+  nearhit update --cache faq
+  nearhit update --cache faq --queue --follow
+  nearhit jobs --cache faq
 """
 
 import argparse
+import json
 from dataclasses import asdict
+from typing import Any
 
-from scripts.arguments import add_config, add_json, print_result, read_config
+from sqlalchemy import Engine
+
+from scripts.arguments import CommandError, ProgressBars, add_config, add_json, print_result, read_config
+from scripts.follow_job import follow_job, job_values
+from service import jobs
 from service.application import clock_ms
-from service.database import check_schema, open_engine
-from service.learning import run_update
+from service.database import check_schema, open_engine, writing
+from service.rows import read_cache
+from service.update import run_update
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,21 +33,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_json(parser)
     parser.add_argument("--cache", required=True)
+    parser.add_argument("--queue", action="store_true", help="leave it to a worker")
+    parser.add_argument("--follow", action="store_true", help="with --queue: show its progress until it ends")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Update."""
+    if arguments.follow and not arguments.queue:
+        raise CommandError("--follow goes with --queue")
     config = read_config(arguments)
     engine = open_engine(config.store)
     check_schema(engine)
+    if arguments.queue:
+        return _queue(engine, arguments)
+    progress = ProgressBars(silent=arguments.json)
     outcome = run_update(
         engine,
         arguments.cache,
         config=config.update,
         max_live_encoders=config.search.max_live_encoders,
         clock=clock_ms,
+        progress=progress,
     )
-    print_result(asdict(outcome), as_json=arguments.json)
-    if outcome.encoder_id is None:
+    progress.close()
+    return _print(asdict(outcome), as_json=arguments.json)
+
+
+def _queue(engine: Engine, arguments: argparse.Namespace) -> int:
+    with writing(engine) as connection:
+        cache = read_cache(connection, arguments.cache)
+        job = jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=clock_ms())
+    if not arguments.follow:
+        print_result(job_values(job), as_json=arguments.json)
+        return 0
+    ended = follow_job(engine, arguments.cache, job.name, progress=ProgressBars(silent=arguments.json))
+    if ended.state != jobs.SUCCEEDED:
+        why = f": {ended.error}" if ended.error else ""
+        raise CommandError(f"job {ended.name} {ended.state}{why}")
+    return _print(json.loads(ended.report), as_json=arguments.json)
+
+
+def _print(outcome: dict[str, Any], *, as_json: bool) -> int:
+    print_result(outcome, as_json=as_json)
+    if outcome["encoder_id"] is None:
         return 3
-    return 0 if outcome.accepted else 4
+    return 0 if outcome["accepted"] else 4

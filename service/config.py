@@ -174,15 +174,23 @@ class EmbedderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateConfig:
-    """When the worker learns, and what an update must prove."""
+    """When the worker learns: once `min_labelled_rows` wait, or one of them for `max_age_seconds` (0: age
+    does not count). An update reads at most `max_update_rows`, and is rejected where it loses over
+    `max_map_drop` of mAP on up to `max_gate_rows` old rows. Files that appear below the folder `inbox`
+    (empty: none) are loaded, those over `inbox_max_mib` refused. The worker looks every `poll_seconds`. A
+    dead worker's job is taken over `lease_seconds` after its last sign of life; what failed or was cancelled
+    is not queued again for `retry_seconds`."""
 
     min_labelled_rows: int = 100
+    max_age_seconds: float = 3600.0
     poll_seconds: float = 5.0
     lease_seconds: float = 60.0
     retry_seconds: float = 300.0
     max_map_drop: float = 0.01
     max_gate_rows: int = 5_000
     max_update_rows: int = 20_000
+    inbox: str = ""
+    inbox_max_mib: int = 4096
 
     def __post_init__(self) -> None:
         _positive(
@@ -193,7 +201,12 @@ class UpdateConfig:
             retry_seconds=self.retry_seconds,
             max_gate_rows=self.max_gate_rows,
             max_update_rows=self.max_update_rows,
+            inbox_max_mib=self.inbox_max_mib,
         )
+        if not 0 <= self.max_age_seconds < math.inf:
+            raise ConfigurationError(
+                "[update] max_age_seconds", f"must be at least 0 and finite, is {self.max_age_seconds}"
+            )
         if not 0 <= self.max_map_drop <= 1:
             raise ConfigurationError("[update] max_map_drop", f"must be in [0, 1], is {self.max_map_drop}")
 

@@ -55,8 +55,8 @@ _JOB_STATES = {
     "failed": pb.Job.STATE_FAILED,
     "cancelled": pb.Job.STATE_CANCELLED,
 }
-_JOB_KINDS = {pb.Job.KIND_UPDATE: "update"}
-_JOB_KIND_NUMBERS = {kind: number for number, kind in _JOB_KINDS.items()}
+_JOB_KINDS = {pb.Job.KIND_UPDATE: "update"}  # that a request may ask for
+_JOB_KIND_NUMBERS = {"update": pb.Job.KIND_UPDATE, "load": pb.Job.KIND_LOAD}
 
 
 def to_new_cache(cache: pb.Cache) -> dict[str, Any]:
@@ -225,7 +225,9 @@ def from_verifier(cache: str, record: VerifierRecord) -> pb.Verifier:
 def to_job_kind(job: pb.Job) -> str:
     """The kind of a new job. Raises: InvalidRequestError."""
     if job.kind not in _JOB_KINDS:
-        raise InvalidRequestError("a job needs a kind", reason="UNKNOWN_VALUE", field="kind")
+        raise InvalidRequestError(
+            "a job needs a kind that can be asked for: KIND_UPDATE", reason="UNKNOWN_VALUE", field="kind"
+        )
     return _JOB_KINDS[job.kind]
 
 
@@ -238,6 +240,10 @@ def from_job(cache: str, record: JobRecord) -> pb.Job:
         report=record.report,
         error=record.error,
         create_time=to_timestamp(record.create_ms),
+        stage=record.stage or "",
+        done_count=record.done_count,
+        total_count=record.total_count,
+        source=record.source or "",
     )
     if record.end_ms is not None:
         job.end_time.CopyFrom(to_timestamp(record.end_ms))

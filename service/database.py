@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 import migrations
 from service.config import StoreConfig
-from service.errors import MigrationError, StoreUnavailableError
+from service.errors import MigrationError, StoreFullError, StoreUnavailableError
 
 _BUSY_MS = 10_000
 _CONNECT_SECONDS = 5
@@ -91,6 +91,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
+        if _is_full(error):
+            raise StoreFullError(f"the database's disk is full: {error.orig}") from error
         raise StoreUnavailableError(f"the database cannot be used: {error.orig}") from error
     except PoolTimeoutError as error:
         raise StoreUnavailableError(f"all connections to the database are in use: {error}") from error
@@ -98,6 +100,11 @@ def _translated() -> Iterator[None]:
         if error.connection_invalidated:
             raise StoreUnavailableError(f"the database went away: {error.orig}") from error
         raise
+
+
+def _is_full(error: OperationalError) -> bool:
+    of_sqlite = getattr(error.orig, "sqlite_errorname", None) == "SQLITE_FULL"
+    return of_sqlite or getattr(error.orig, "sqlstate", None) == "53100"
 
 
 def migrate(engine: Engine, *, revision: str = "head") -> str:

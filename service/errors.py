@@ -9,6 +9,7 @@ ServiceError
 ├── QuotaExceededError      RESOURCE_EXHAUSTED   larger than the category's quota
 ├── OverloadedError         RESOURCE_EXHAUSTED   a named queue is full
 ├── StoreUnavailableError   UNAVAILABLE          the database cannot be reached; nothing was stored
+│   └── StoreFullError      UNAVAILABLE          its disk is full; nothing was stored
 ├── EmbedderUnavailableError UNAVAILABLE         no embedder, or it does not answer
 ├── NotCaughtUpError        UNAVAILABLE          `min_seq` was not reached in time
 └── DeadlineError           DEADLINE_EXCEEDED    the caller's deadline passed; a write may still happen
@@ -87,6 +88,12 @@ class StoreUnavailableError(ServiceError):
 
     status = grpc.StatusCode.UNAVAILABLE
     default_reason = "STORE_UNAVAILABLE"
+
+
+class StoreFullError(StoreUnavailableError):
+    """The database's disk is full; nothing was stored."""
+
+    default_reason = "STORE_FULL"
 
 
 class EmbedderUnavailableError(ServiceError):

@@ -1,9 +1,10 @@
 """The queue of work for worker processes: a leased row per job. A dead worker's lease expires."""
 
 import secrets
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
 
 from service.errors import NotFoundError, PreconditionError
 from service.keys import child_name
@@ -11,7 +12,7 @@ from service.records import CacheRecord, JobRecord
 from service.rows import read_jobs
 from service.tables import caches, jobs
 
-UPDATE = "update"
+UPDATE, LOAD = "update", "load"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 
 MAX_ATTEMPTS = 3
@@ -21,14 +22,18 @@ class LeaseLostError(Exception):
     """The job was cancelled, or another worker took it after the lease had expired."""
 
 
-def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> JobRecord:
-    """Queue a job; one of its kind that waits or runs is returned instead. Raises: NotFoundError."""
+def enqueue(
+    connection: Connection, cache_id: int, *, kind: str, source: str | None = None, now_ms: int
+) -> JobRecord:
+    """Queue a job; one of its kind and source that waits or runs is returned instead.
+
+    Raises: NotFoundError.
+    """
     locked = select(caches.c.id).where(caches.c.id == cache_id).with_for_update()
     if connection.execute(locked).first() is None:
         raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
-    waiting = select(jobs).where(
-        jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING))
-    )
+    same = _same_work(cache_id, kind=kind, source=source)
+    waiting = select(jobs).where(same, jobs.c.state.in_((QUEUED, RUNNING)))
     found = connection.execute(waiting).first()
     if found is not None:
         return JobRecord(**found._mapping)
@@ -38,6 +43,7 @@ def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) ->
             cache_id=cache_id,
             name=name,
             kind=kind,
+            source=source,
             state=QUEUED,
             attempt_count=0,
             report="",
@@ -48,8 +54,15 @@ def enqueue(connection: Connection, cache_id: int, *, kind: str, now_ms: int) ->
     return _read(connection, jobs.c.name == name)
 
 
-def lease(connection: Connection, *, owner: str, now_ms: int, lease_ms: int) -> JobRecord | None:
-    """Take the oldest job that waits or whose worker died; None where there is none.
+def lease(
+    connection: Connection,
+    *,
+    owner: str,
+    now_ms: int,
+    lease_ms: int,
+    kinds: Collection[str] = (UPDATE, LOAD),
+) -> JobRecord | None:
+    """Take the oldest job of these kinds that waits or whose worker died; None where there is none.
 
     A job whose workers died MAX_ATTEMPTS times fails.
     """
@@ -57,8 +70,8 @@ def lease(connection: Connection, *, owner: str, now_ms: int, lease_ms: int) -> 
     gave_up = f"its worker died {MAX_ATTEMPTS} times"
     connection.execute(update(jobs).where(died).values(state=FAILED, error=gave_up, end_ms=now_ms))
     takable = or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
-    oldest = select(jobs.c.id).where(takable).order_by(jobs.c.id).limit(1).with_for_update(skip_locked=True)
-    job_id = connection.execute(oldest).scalar()
+    oldest = select(jobs.c.id).where(takable, jobs.c.kind.in_(kinds)).order_by(jobs.c.id).limit(1)
+    job_id = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
     if job_id is None:
         return None
     taken = update(jobs).where(jobs.c.id == job_id)
@@ -70,6 +83,22 @@ def lease(connection: Connection, *, owner: str, now_ms: int, lease_ms: int) -> 
 def extend_lease(connection: Connection, job: JobRecord, *, now_ms: int, lease_ms: int) -> None:
     """Keep the job. Raises: LeaseLostError."""
     _change(connection, job, lease_ms=now_ms + lease_ms)
+
+
+def record_progress(
+    connection: Connection,
+    job: JobRecord,
+    *,
+    stage: str,
+    done: int,
+    total: int,
+    report: str = "",
+    now_ms: int,
+    lease_ms: int,
+) -> None:
+    """Say how far the job is, and keep it. Raises: LeaseLostError."""
+    progress = {"stage": stage, "done_count": done, "total_count": total, "report": report}
+    _change(connection, job, lease_ms=now_ms + lease_ms, **progress)
 
 
 def finish(
@@ -91,13 +120,16 @@ def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int
     return _read(connection, jobs.c.id == job.id)
 
 
-def ended_without_success(connection: Connection, cache_id: int, *, kind: str, after_ms: int) -> bool:
-    """Whether a job of this kind failed or was cancelled after `after_ms`."""
+def ended_without_success(
+    connection: Connection, cache_id: int, *, kind: str, source: str | None = None, after_ms: int
+) -> JobRecord | None:
+    """The last job of this kind and source that failed or was cancelled after `after_ms`."""
     ended = jobs.c.state.in_((FAILED, CANCELLED))
-    query = select(jobs.c.id).where(
-        jobs.c.cache_id == cache_id, jobs.c.kind == kind, ended, jobs.c.end_ms > after_ms
+    query = select(jobs).where(
+        _same_work(cache_id, kind=kind, source=source), ended, jobs.c.end_ms > after_ms
     )
-    return connection.execute(query.limit(1)).first() is not None
+    found = connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).first()
+    return None if found is None else JobRecord(**found._mapping)
 
 
 def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord:
@@ -106,6 +138,11 @@ def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord
         if job.name == name:
             return job
     raise NotFoundError(f"{child_name(cache.name, 'jobs', name)} does not exist", reason="JOB_NOT_FOUND")
+
+
+def _same_work(cache_id: int, *, kind: str, source: str | None) -> ColumnElement[bool]:
+    same_source = jobs.c.source.is_(None) if source is None else jobs.c.source == source
+    return and_(jobs.c.cache_id == cache_id, jobs.c.kind == kind, same_source)
 
 
 def _change(connection: Connection, job: JobRecord, **values: Any) -> None:

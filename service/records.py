@@ -203,8 +203,12 @@ class JobRecord:
     id: int
     cache_id: int
     name: str
-    kind: str
+    kind: str  # update | load
+    source: str | None  # of a load: the file, from the inbox on
     state: str  # queued | running | succeeded | failed | cancelled
+    stage: str | None  # what it is at, or was last; done_count of total_count rows of that
+    done_count: int | None
+    total_count: int | None
     owner: str | None
     lease_ms: int | None
     attempt_count: int

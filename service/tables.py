@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 NEVER_MS = 2**63 - 1
@@ -129,6 +130,14 @@ entries = Table(
     Index(None, "category_id", "access_count", "access_ms"),
     Index(None, "cache_id", "seq"),
     Index(None, "cache_id", "id"),  # scans of one cache in pages
+    # What an update would learn, among however many entries without labels.
+    Index(
+        "ix_entries_labelled",
+        "cache_id",
+        "seq",
+        sqlite_where=text("has_labels = 1"),
+        postgresql_where=text("has_labels"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -239,7 +248,11 @@ jobs = Table(
     _cache_ref(),
     Column("name", String(32), nullable=False),
     Column("kind", String(16), nullable=False),
+    Column("source", Text),  # of a load: the file, from the inbox on
     Column("state", String(16), nullable=False),
+    Column("stage", String(16)),  # of the progress; None before the first
+    Column("done_count", BigInteger),
+    Column("total_count", BigInteger),
     Column("owner", String(64)),
     Column("lease_ms", BigInteger),  # the worker holds the job until then
     Column("attempt_count", Integer, nullable=False),

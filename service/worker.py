@@ -1,4 +1,5 @@
-"""The worker: takes queued jobs, and queues an update where enough new labelled rows are stored."""
+"""The worker: takes queued jobs, and queues them: an update where new labelled rows are due, a load for each
+file that appears in the inbox."""
 
 import json
 import logging
@@ -8,8 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from types import TracebackType
-from typing import Self
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, select
 
@@ -17,22 +17,39 @@ from hashing.errors import HashingError
 from service import jobs
 from service.config import Config
 from service.database import reading, writing
-from service.errors import ServiceError, StoreUnavailableError
-from service.learning import UpdateOutcome, count_unlearned, run_update
+from service.errors import NotFoundError, ServiceError, StoreFullError, StoreUnavailableError
+from service.inbox import FileLoader, Inbox, InboxFile, RefusedFileError
+from service.lease import Lease
 from service.records import CacheRecord, JobRecord
 from service.rows import read_caches
 from service.tables import caches
+from service.update import UpdateOutcome, read_unlearned, run_update
+
+_MOVE = "move"  # the stage of a load in which all rows are stored
 
 logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process. Several may run: a job is one worker's while its lease holds."""
+    """One worker process. Several may run: a job is one worker's while its lease holds.
 
-    def __init__(self, engine: Engine, config: Config, *, clock: Callable[[], int]) -> None:
+    load_file: loads the files of `[update] inbox`; None: it has none. Workers that have one share the folder.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        *,
+        clock: Callable[[], int],
+        load_file: FileLoader | None = None,
+    ) -> None:
         self._engine = engine
         self._config = config
         self._clock = clock
+        self._load_file = load_file
+        folder = config.update.inbox
+        self._inbox = Inbox(Path(folder)) if folder and load_file is not None else None
         self._lease_ms = int(config.update.lease_seconds * 1000)
         self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -41,6 +58,7 @@ class Worker:
         while not stopped.is_set():
             try:
                 self.enqueue_due()
+                self.enqueue_files()
                 while not stopped.is_set() and self.run_one():
                     pass
             except StoreUnavailableError as error:
@@ -48,7 +66,7 @@ class Worker:
             stopped.wait(self._config.update.poll_seconds)
 
     def enqueue_due(self) -> int:
-        """Queue an update for each cache with enough new labelled rows; return how many are queued."""
+        """Queue an update for each cache whose new labelled rows are due; return how many are queued."""
         with reading(self._engine) as connection:
             found = read_caches(connection)
         queued = 0
@@ -62,32 +80,93 @@ class Worker:
         return queued
 
     def _enqueue_if_due(self, cache: CacheRecord) -> bool:
+        update = self._config.update
         now_ms = self._clock()
-        retry_ms = now_ms - int(self._config.update.retry_seconds * 1000)
         with reading(self._engine) as connection:
+            retry_ms = now_ms - int(update.retry_seconds * 1000)
             if jobs.ended_without_success(connection, cache.id, kind=jobs.UPDATE, after_ms=retry_ms):
                 return False
-            if count_unlearned(connection, cache) < self._config.update.min_labelled_rows:
-                return False
+            waiting = read_unlearned(connection, cache)
+        aged_ms = now_ms - int(update.max_age_seconds * 1000)
+        aged = update.max_age_seconds > 0 and waiting.oldest_ms is not None and waiting.oldest_ms <= aged_ms
+        if waiting.row_count < update.min_labelled_rows and not aged:
+            return False
         with writing(self._engine) as connection:
             jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=now_ms)
         return True
 
+    def enqueue_files(self) -> int:
+        """Queue a load for each file of the inbox that no longer changes; return how many are queued.
+
+        A file of no cache, one whose load was cancelled and one that workers died of are refused here.
+        """
+        if self._inbox is None:
+            return 0
+        try:
+            files = self._inbox.settled()
+        except OSError as error:
+            logger.error("the inbox cannot be read: %s", error)
+            return 0
+        if not files:
+            return 0
+        with reading(self._engine) as connection:
+            found = {cache.name: cache.id for cache in read_caches(connection)}
+        queued = 0
+        for file in files:
+            try:
+                if file.cache in found:
+                    queued += self._enqueue_file(file, found[file.cache])
+                else:
+                    file.refuse(f"there is no cache {file.cache!r}: create it, then put the file back")
+            except FileNotFoundError:
+                continue  # another worker moved it
+            except (OSError, NotFoundError) as error:
+                logger.error("no load of %s can be queued: %s", file.source, error)
+        return queued
+
+    def _enqueue_file(self, file: InboxFile, cache_id: int) -> bool:
+        now_ms = self._clock()
+        # A file that was put there since is another one.
+        retry_ms = max(now_ms - int(self._config.update.retry_seconds * 1000), file.changed_ms())
+        work = {"kind": jobs.LOAD, "source": file.source}
+        with reading(self._engine) as connection:
+            ended = jobs.ended_without_success(connection, cache_id, **work, after_ms=retry_ms)
+        if ended is None:
+            with writing(self._engine) as connection:
+                jobs.enqueue(connection, cache_id, **work, now_ms=now_ms)
+                file.changed_ms()  # whoever loaded it meanwhile moved it before the end of that job
+        elif ended.state == jobs.CANCELLED:
+            file.refuse(f"job {ended.name} was cancelled; rows that it had stored stay")
+        elif ended.attempt_count >= jobs.MAX_ATTEMPTS:
+            file.refuse(f"job {ended.name}: {ended.error}; rows that it had stored stay")
+        return ended is None
+
     def run_one(self) -> bool:
         """Run one job; False where none waits."""
         with writing(self._engine) as connection:
-            job = jobs.lease(connection, owner=self._owner, now_ms=self._clock(), lease_ms=self._lease_ms)
+            job = jobs.lease(
+                connection,
+                owner=self._owner,
+                now_ms=self._clock(),
+                lease_ms=self._lease_ms,
+                kinds=(jobs.UPDATE,) if self._inbox is None else (jobs.UPDATE, jobs.LOAD),
+            )
             if job is None:
                 return False
             cache = connection.execute(select(caches.c.name).where(caches.c.id == job.cache_id)).scalar_one()
         logger.info("job %s: %s of %s", job.name, job.kind, cache)
         try:
-            outcome = self._update(job, cache)
-            logger.info("job %s: %s", job.name, "activated" if outcome.accepted else outcome.reasons)
+            self._run_job(job, cache)
         except jobs.LeaseLostError as error:
             logger.warning("%s", error)
+        except StoreFullError as error:
+            logger.error("job %s failed: %s", job.name, error)
+            self._fail(job, str(error))
         except StoreUnavailableError:
             raise
+        except RefusedFileError as error:
+            if self._fail(job, str(error)):
+                self._refuse(job, str(error))
         except (ServiceError, HashingError) as error:
             logger.error("job %s failed: %s", job.name, error)
             self._fail(job, str(error))
@@ -96,61 +175,58 @@ class Worker:
             self._fail(job, f"{type(error).__name__}: {error}")
         return True
 
-    def _update(self, job: JobRecord, cache: str) -> UpdateOutcome:
+    def _run_job(self, job: JobRecord, cache: str) -> None:
+        with Lease(self._engine, job, clock=self._clock, lease_ms=self._lease_ms) as lease:
+            if job.kind == jobs.LOAD:
+                self._load(job, lease)
+            else:
+                outcome = self._update(job, cache, lease)
+                logger.info("job %s: %s", job.name, "activated" if outcome.accepted else outcome.reasons)
+
+    def _update(self, job: JobRecord, cache: str, lease: Lease) -> UpdateOutcome:
         def conclude(connection: Connection, outcome: UpdateOutcome) -> None:
             report = json.dumps(asdict(outcome))
             jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
 
-        with _Lease(self._engine, job, clock=self._clock, lease_ms=self._lease_ms) as lease:
-            return run_update(
-                self._engine,
-                cache,
-                config=self._config.update,
-                max_live_encoders=self._config.search.max_live_encoders,
-                clock=self._clock,
-                heartbeat=lease.check,
-                conclude=conclude,
-            )
+        return run_update(
+            self._engine,
+            cache,
+            config=self._config.update,
+            max_live_encoders=self._config.search.max_live_encoders,
+            clock=self._clock,
+            progress=lease.tell,
+            conclude=conclude,
+        )
 
-    def _fail(self, job: JobRecord, error: str) -> None:
+    def _load(self, job: JobRecord, lease: Lease) -> None:
+        """Load a file. Rows that are stored already are skipped, so it may be begun again at any point."""
+        assert self._inbox is not None and self._load_file is not None and job.source is not None
+        file = self._inbox.file_of(job.source)
+        report = job.report
+        is_there = file.path.exists()
+        if not is_there and job.stage != _MOVE:  # one that died at _MOVE may have moved it
+            raise NotFoundError(f"{job.source} is no longer in the inbox", reason="FILE_NOT_FOUND")
+        if is_there:
+            report = json.dumps(asdict(self._load_file(self._engine, file, lease.tell)))
+            lease.write(_MOVE, 0, 1, report=report)
+            file.keep_loaded()
+        with writing(self._engine) as connection:
+            jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
+        logger.info("job %s: %s: %s", job.name, job.source, report)
+
+    def _refuse(self, job: JobRecord, reason: str) -> None:
+        assert self._inbox is not None and job.source is not None
+        try:
+            self._inbox.file_of(job.source).refuse(reason)
+        except OSError as error:
+            logger.error("%s cannot be put to the refused ones: %s", job.source, error)
+
+    def _fail(self, job: JobRecord, error: str) -> bool:
+        """End the job; False where another worker has it, or it was cancelled."""
         try:
             with writing(self._engine) as connection:
                 jobs.finish(connection, job, state=jobs.FAILED, error=error, now_ms=self._clock())
         except jobs.LeaseLostError as lost:
             logger.warning("%s", lost)
-
-
-class _Lease:
-    """Keeps a job's lease from a thread while the job runs, however long its steps are."""
-
-    def __init__(self, engine: Engine, job: JobRecord, *, clock: Callable[[], int], lease_ms: int) -> None:
-        self._engine = engine
-        self._job = job
-        self._clock = clock
-        self._lease_ms = lease_ms
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Extend the lease. Raises: jobs.LeaseLostError."""
-        with writing(self._engine) as connection:
-            jobs.extend_lease(connection, self._job, now_ms=self._clock(), lease_ms=self._lease_ms)
-
-    def _run(self) -> None:
-        while not self._ended.wait(self._lease_ms / 3000):
-            try:
-                self.check()
-            except jobs.LeaseLostError:
-                return  # the job's next step finds out
-            except StoreUnavailableError as error:
-                logger.warning("the lease of job %s could not be extended: %s", self._job.name, error)
+            return False
+        return True

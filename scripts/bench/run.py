@@ -10,6 +10,7 @@ nearhit bench build --data DIR    CPU, time and memory of a build against hnswli
 nearhit bench start               from a server's start to its first answer, at 1M entries
 nearhit bench swap                latency of lookups while a generation is built and swapped in
 nearhit bench crash               kill -9 while storing and deleting; what was acknowledged must stay
+nearhit bench update              lookups beside an update, and kill -9 of the worker: nothing may be lost
 nearhit bench consent --data DIR  lookups that ask a verifier beside ones that do not
 """
 
@@ -28,6 +29,7 @@ BENCHES = (
     "start",
     "swap",
     "crash",
+    "update",
     "consent",
 )
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing import TrainingDataError, UnknownLabelError
-from hashing.class_codes import ClassCodes, check_labels, target_bits
+from hashing.class_codes import RANDOM_POOL_WORDS, ClassCodes, check_labels, target_bits
 
 
 def _issue(count: int, *, label_bits: int = 64, seed: int = 0) -> ClassCodes:
@@ -26,10 +26,22 @@ def test_codes_keep_apart_in_every_word_and_prefix(count: int, share: float) -> 
         assert _smallest_distance(bits[:, :stop]) >= share * stop
 
 
-def test_codes_stay_distinct_beyond_the_kerdock_words() -> None:
-    bits = _issue(4300).bits
-    assert _smallest_distance(bits[:4096]) == 28
-    assert _smallest_distance(bits) >= 6
+def test_codes_stay_distinct_beyond_the_kerdock_words_however_they_are_issued() -> None:
+    codes = _issue(4300)
+    assert _smallest_distance(codes.bits[:4096]) == 28
+    assert _smallest_distance(codes.bits) >= 6
+    batched = _issue(4095)
+    for stop in (4097, 4150, 4300):
+        batched = batched.issue(f"l{number}" for number in range(stop))
+    assert np.array_equal(batched.bits, codes.bits)
+
+
+def test_code_beyond_the_kerdock_words_is_the_random_one_farthest_from_all() -> None:
+    bits = _issue(4099).bits
+    for position in (4096, 4097, 4098):
+        pool = np.random.default_rng((0, 0, position)).random((RANDOM_POOL_WORDS, 64)) < 0.5
+        nearest = [min(np.count_nonzero(word ^ bits[:position], axis=1)) for word in pool]
+        assert np.array_equal(bits[position], pool[int(np.argmax(nearest))])
 
 
 @settings(max_examples=20, deadline=None)

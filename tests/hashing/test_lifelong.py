@@ -48,6 +48,43 @@ def test_update_equals_training_on_old_and_new_together(
     np.testing.assert_allclose(result.encoder.label_head.weight, together.solve(), atol=1e-3)
 
 
+@pytest.mark.parametrize("block", [1, 7, 120, 1000])
+def test_update_in_blocks_of_rows_learns_what_one_block_does(
+    trained: TrainedEncoder, new_domain, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    rows, labels = new_domain[0], [[], *new_domain[1][1:]]
+    at_once = update_labels(trained.encoder, trained.state, embeddings=rows, labels=labels)
+    monkeypatch.setattr("hashing.lifelong.LEARN_ROWS", block)
+    told: list[tuple[str, int, int]] = []
+    in_blocks = update_labels(
+        trained.encoder,
+        trained.state,
+        embeddings=rows,
+        labels=labels,
+        progress=lambda *at: told.append(at),
+    )
+    assert told == [*(("learn", done, 119) for done in range(0, 119, block)), ("learn", 119, 119)]
+    assert in_blocks.report == at_once.report
+    assert in_blocks.encoder.labels == at_once.encoder.labels
+    np.testing.assert_allclose(
+        in_blocks.encoder.label_head.weight, at_once.encoder.label_head.weight, atol=1e-5
+    )
+
+
+def test_judging_tells_the_queries_of_all_three_measurements(
+    trained: TrainedEncoder, new_domain, old_rows: LabelledRows
+) -> None:
+    new = update_labels(
+        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+    ).encoder
+    told: list[tuple[str, int, int]] = []
+    new_rows = LabelledRows(*new_domain, new_domain[0][:9], new_domain[1][:9])
+    evaluate_update(
+        trained.encoder, new, old_rows=old_rows, new_rows=new_rows, progress=lambda *at: told.append(at)
+    )
+    assert told == [("judge", done, 329) for done in (0, 160, 320, 329)]
+
+
 def test_update_keeps_instance_part_and_names_the_parent(trained: TrainedEncoder, new_domain) -> None:
     old = trained.encoder
     new = update_labels(old, trained.state, embeddings=new_domain[0], labels=new_domain[1]).encoder

@@ -12,9 +12,10 @@ from service import registry, store
 from service.coding import code_rows, label_codes_of
 from service.config import UpdateConfig
 from service.database import reading, writing
-from service.learning import UpdateOutcome, run_update, train_from_store
+from service.learning import train_from_store
 from service.records import EncoderRecord
 from service.rows import read_cache, read_encoders, read_weights
+from service.update import UpdateOutcome, run_update
 
 DIM = 16
 ENCODER = EncoderConfig(code_bits=64, label_bits=64, itq_iterations=2, feature_count=128)

@@ -22,6 +22,7 @@ from waiting import eventually
 
 from hashing import EncoderConfig, train_encoder
 from hashing.inference import Encoder
+from service import jobs
 from service.application import clock_ms
 from service.config import Config
 from service.database import open_engine, writing
@@ -452,6 +453,35 @@ def test_queued_job_is_returned_instead_of_a_second(door: Client) -> None:
     assert (first.state, first.kind) == (pb.Job.STATE_QUEUED, pb.Job.KIND_UPDATE)
     assert create_job(door) == first
     assert door.call(door.admin.GetJob, admin_pb.GetJobRequest(name=first.name)) == first
+
+
+def test_progress_of_a_job_is_seen_through_the_door(door: Client, door_config: Config) -> None:
+    job = create_job(door)
+    assert (job.stage, job.HasField("done_count"), job.HasField("total_count")) == ("", False, False)
+    engine = open_engine(door_config.store)
+    with writing(engine) as connection:
+        leased = jobs.lease(connection, owner="w", now_ms=0, lease_ms=10**15)
+        assert leased is not None
+        jobs.record_progress(
+            connection, leased, stage="learn", done=512, total=2000, now_ms=0, lease_ms=10**15
+        )
+    engine.dispose()
+    running = door.call(door.admin.GetJob, admin_pb.GetJobRequest(name=job.name))
+    assert (running.state, running.stage) == (pb.Job.STATE_RUNNING, "learn")
+    assert (running.done_count, running.total_count) == (512, 2000)
+
+
+def test_a_load_cannot_be_asked_for_and_is_listed_with_its_file(door: Client, door_config: Config) -> None:
+    load = admin_pb.CreateJobRequest(parent="caches/faq", job=pb.Job(kind=pb.Job.KIND_LOAD))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_VALUE"):
+        door.call(door.admin.CreateJob, load)
+    engine = open_engine(door_config.store)
+    with writing(engine) as connection:
+        cache = read_cache(connection, "faq")
+        jobs.enqueue(connection, cache.id, kind=jobs.LOAD, source="faq/billing/rows.npz", now_ms=0)
+    engine.dispose()
+    (job,) = door.call(door.admin.ListJobs, admin_pb.ListJobsRequest(parent="caches/faq")).jobs
+    assert (job.kind, job.source) == (pb.Job.KIND_LOAD, "faq/billing/rows.npz")
 
 
 def test_cancelled_job_has_ended(door: Client) -> None:

@@ -22,8 +22,8 @@ from service.config import Config, UpdateConfig
 from service.crossmodal_learning import train_crossmodal_from_store
 from service.database import open_engine, reading
 from service.generations import build_index
-from service.learning import run_update
 from service.rows import read_cache, read_weights
+from service.update import run_update
 
 Vectors = NDArray[np.float32]
 CLASSES = 4

@@ -13,16 +13,17 @@ from learning_rows import (
     fill,
     learned,
 )
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, event, select
 from store_rows import StoreCache, is_blocked, make_cache, second_engine, storing_after
 from waiting import eventually
 
 from service import jobs, tables
 from service.config import Config, UpdateConfig
-from service.database import reading, writing
+from service.database import migrate, open_engine, reading, writing
 from service.errors import NotFoundError, PreconditionError
 from service.records import JobRecord
-from service.rows import read_cache
+from service.rows import read_cache, read_jobs
+from service.update import read_unlearned
 from service.worker import Worker
 
 LEASE_MS = 100
@@ -99,6 +100,41 @@ def test_jobs_of_two_caches_are_taken_oldest_first_and_once(queue: StoreCache) -
     assert [job and job.name for job in taken] == [*made, None]
 
 
+def test_loads_of_two_files_are_two_jobs_and_of_one_file_one(queue: StoreCache) -> None:
+    with writing(queue.engine) as connection:
+        names = [
+            jobs.enqueue(connection, queue.id, kind=jobs.LOAD, source=source, now_ms=0).name
+            for source in ("a", "b", "a")
+        ]
+        update = jobs.enqueue(connection, queue.id, kind=jobs.UPDATE, now_ms=0)
+    assert names[0] == names[2] != names[1]
+    assert update.name not in names
+
+
+def test_a_worker_without_inbox_leaves_loads_to_others(queue: StoreCache) -> None:
+    with writing(queue.engine) as connection:
+        jobs.enqueue(connection, queue.id, kind=jobs.LOAD, source="a", now_ms=0)
+    enqueue(queue)
+    kinds = []
+    for offered in ((jobs.UPDATE,), (jobs.UPDATE,), (jobs.UPDATE, jobs.LOAD)):
+        with writing(queue.engine) as connection:
+            job = jobs.lease(connection, owner="w", now_ms=0, lease_ms=LEASE_MS, kinds=offered)
+        kinds.append(job and job.kind)
+    assert kinds == [jobs.UPDATE, None, jobs.LOAD]
+
+
+def test_progress_is_kept_and_keeps_the_job(queue: StoreCache) -> None:
+    assert enqueue(queue).stage is None
+    job = lease(queue, "worker")
+    assert job is not None
+    with writing(queue.engine) as connection:
+        jobs.record_progress(connection, job, stage="learn", done=3, total=9, now_ms=50, lease_ms=LEASE_MS)
+    assert lease(queue, "other", now_ms=LEASE_MS) is None
+    with reading(queue.engine) as connection:
+        (found,) = read_jobs(connection, queue.id)
+    assert (found.stage, found.done_count, found.total_count, found.state) == ("learn", 3, 9, jobs.RUNNING)
+
+
 def test_a_lease_is_taken_over_once_it_has_expired(queue: StoreCache) -> None:
     enqueue(queue)
     lease(queue, "dead", now_ms=0)
@@ -116,7 +152,7 @@ def test_an_extended_lease_is_not_taken_over(queue: StoreCache) -> None:
     assert lease(queue, "other", now_ms=LEASE_MS) is None
 
 
-@pytest.mark.parametrize("change", ["extend", "finish"])
+@pytest.mark.parametrize("change", ["extend", "progress", "finish"])
 def test_a_worker_whose_job_was_taken_over_learns_of_it(queue: StoreCache, change: str) -> None:
     enqueue(queue)
     lost = lease(queue, "slow", now_ms=0)
@@ -125,6 +161,10 @@ def test_a_worker_whose_job_was_taken_over_learns_of_it(queue: StoreCache, chang
     with pytest.raises(jobs.LeaseLostError), writing(queue.engine) as connection:
         if change == "extend":
             jobs.extend_lease(connection, lost, now_ms=LEASE_MS, lease_ms=LEASE_MS)
+        elif change == "progress":
+            jobs.record_progress(
+                connection, lost, stage="read", done=0, total=1, now_ms=LEASE_MS, lease_ms=LEASE_MS
+            )
         else:
             jobs.finish(connection, lost, state=jobs.SUCCEEDED, now_ms=LEASE_MS)
     assert state_of(queue, taken) == jobs.RUNNING
@@ -196,6 +236,43 @@ def test_a_worker_queues_what_is_due_once_and_learns_it(
     assert worker.enqueue_due() == 0
 
 
+@pytest.mark.parametrize(
+    ("max_age_seconds", "now_ms", "due"), [(2.0, 1999, 0), (2.0, 2000, 1), (0.0, 10**9, 0)]
+)
+def test_fewer_rows_than_enough_are_due_once_the_oldest_has_waited(
+    sqlite_config: Config, max_age_seconds: float, now_ms: int, due: int
+) -> None:
+    engine = open_engine(sqlite_config.store)
+    migrate(engine)
+    cache = make_cache(engine, dim=DIM)
+    faq = learned(cache, "a", "b")
+    update = UpdateConfig(min_labelled_rows=3, max_age_seconds=max_age_seconds)
+    worker = Worker(engine, Config(update=update), clock=lambda: now_ms)
+    assert worker.enqueue_due() == 0  # what is learned does not age
+    fill(cache, faq, "c", count=2)
+    assert worker.enqueue_due() == due
+    engine.dispose()
+
+
+def test_rows_without_labels_are_not_read_to_count_those_with_labels(sqlite_config: Config) -> None:
+    engine = open_engine(sqlite_config.store)
+    migrate(engine)
+    cache = make_cache(engine, dim=DIM)
+    fill(cache, learned(cache, "a", "b"), "c", "", count=3)
+    statements: list[tuple[str, object]] = []
+    event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda _c, _k, statement, parameters, *_: statements.append((statement, parameters)),
+    )
+    with reading(engine) as connection:
+        assert read_unlearned(connection, read_cache(connection, cache.name)).row_count == 3
+        statement, parameters = next(pair for pair in statements if "min(" in pair[0])
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    engine.dispose()
+    assert ["ix_entries_labelled" in row.detail for row in plan] == [True]
+
+
 def test_a_worker_whose_job_is_cancelled_meanwhile_activates_nothing(
     worked: tuple[StoreCache, Callable[[], Worker]],
 ) -> None:
@@ -223,7 +300,7 @@ def test_a_job_that_cannot_be_done_fails_with_its_reason(engine: Engine) -> None
     assert "no active encoder" in failed.error
 
 
-def test_a_worker_goes_on_beside_a_cache_whose_encoder_is_damaged(
+def test_a_worker_goes_on_after_a_cache_whose_encoder_is_damaged(
     worked: tuple[StoreCache, Callable[[], Worker]],
 ) -> None:
     cache, make_worker = worked
@@ -233,8 +310,12 @@ def test_a_worker_goes_on_beside_a_cache_whose_encoder_is_damaged(
     with writing(cache.engine) as connection:
         of_cache = tables.encoders.c.cache_id == damaged.id
         connection.execute(tables.encoders.update().where(of_cache).values(weights=b"none"))
-    worker = make_worker()
-    assert (worker.enqueue_due(), worker.run_one()) == (1, True)
+    worker, before = make_worker(), active_id(cache)
+    assert (worker.enqueue_due(), worker.run_one(), worker.run_one()) == (2, True, True)
+    with reading(cache.engine) as connection:
+        ended = connection.execute(select(tables.jobs.c.state, tables.jobs.c.cache_id)).all()
+    assert {tuple(job) for job in ended} == {(jobs.FAILED, damaged.id), (jobs.SUCCEEDED, cache.id)}
+    assert active_id(cache) != before
 
 
 def test_a_cancelled_update_is_not_queued_again_at_once(

@@ -27,8 +27,8 @@ from service.coding import code_rows
 from service.config import UpdateConfig
 from service.database import reading, writing
 from service.errors import NotFoundError, PreconditionError
-from service.learning import UpdateOutcome, count_unlearned, run_update
 from service.rows import read_cache, read_weights
+from service.update import UpdateOutcome, read_unlearned, run_update
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_rows_of_a_rejected_update_are_not_learned_again(cache: StoreCache) -> N
     )
     assert (rejected.accepted, accepted.accepted, accepted.new_labels) == (False, True, ("e",))
     with reading(cache.engine) as connection:
-        assert count_unlearned(connection, read_cache(connection, cache.name)) == 0
+        assert read_unlearned(connection, read_cache(connection, cache.name)).row_count == 0
 
 
 def test_a_rejected_encoder_cannot_be_activated(cache: StoreCache) -> None:
@@ -241,17 +241,23 @@ def test_an_update_that_cannot_conclude_changes_nothing(cache: StoreCache) -> No
     assert (active_id(cache), encoders(cache), cache.entries(), cache.seq()) == before
 
 
-def test_a_heartbeat_that_raises_ends_the_update(cache: StoreCache) -> None:
+@pytest.mark.parametrize("at", ["read", "learn", "judge", "activate"])
+def test_a_progress_that_raises_at_any_stage_ends_the_update(cache: StoreCache, at: str) -> None:
     faq = learned(cache, "a", "b")
     fill(cache, faq, "c")
-    before = encoders(cache)
+    before = (encoders(cache), cache.entries(), cache.seq())
+    told: list[str] = []
 
-    def lost() -> None:
-        raise jobs.LeaseLostError("taken over")
+    def lost(stage: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        told.append(stage)
+        if stage == at:
+            raise jobs.LeaseLostError("taken over")
 
     with pytest.raises(jobs.LeaseLostError):
-        learn(cache, heartbeat=lost)
-    assert encoders(cache) == before
+        learn(cache, progress=lost)
+    assert told[-1] == at and told.count(at) == 1
+    assert (encoders(cache), cache.entries(), cache.seq()) == before
 
 
 def test_an_update_does_not_undo_an_activation_made_meanwhile(cache: StoreCache) -> None:
@@ -259,12 +265,12 @@ def test_an_update_does_not_undo_an_activation_made_meanwhile(cache: StoreCache)
     fill(cache, faq, "c")
     other = train(cache, replace(ENCODER, seed=1)).encoder_id
 
-    def activate_other() -> None:
+    def activate_other(stage: str, done: int, total: int) -> None:
         if active_id(cache) != other:
             activate(cache, other)
 
     with pytest.raises(PreconditionError) as raised:
-        learn(cache, heartbeat=activate_other)
+        learn(cache, progress=activate_other)
     assert raised.value.reason == "ACTIVE_ENCODER_CHANGED"
     assert active_id(cache) == other
 
@@ -306,7 +312,7 @@ def test_an_encoder_whose_codes_would_be_one_set_too_many_is_not_activated(cache
 def test_unlearned_rows_are_counted_from_the_newest_encoder(cache: StoreCache) -> None:
     def count() -> int:
         with reading(cache.engine) as connection:
-            return count_unlearned(connection, read_cache(connection, cache.name))
+            return read_unlearned(connection, read_cache(connection, cache.name)).row_count
 
     faq = cache.category("faq")
     fill(cache, faq, "a", "b")
