@@ -121,6 +121,10 @@ class LabelState:
             row_count=0,
         )
 
+    def emptied(self) -> LabelState:
+        """Return the state without any row, with the same features, ridge and class codes."""
+        return replace(self, gram=np.zeros_like(self.gram), cross=np.zeros_like(self.cross), row_count=0)
+
     def issue(self, labels: Iterable[str]) -> LabelState:
         """Return the state with class codes for the unseen among `labels`, without any row of them."""
         return replace(self, class_codes=self.class_codes.issue(labels))

@@ -129,6 +129,17 @@ class ClassState:
             row_count=0,
         )
 
+    def emptied(self) -> ClassState:
+        """Return the state without any row, with the same features, ridge and class codes."""
+        return replace(
+            self,
+            gram=np.zeros_like(self.gram),
+            class_sums=np.zeros_like(self.class_sums),
+            class_counts=np.zeros_like(self.class_counts),
+            row_count=0,
+            solution=None,
+        )
+
     def issue(self, labels: Iterable[str]) -> ClassState:
         """Return the state with class codes for the unseen among `labels`, without any row of them."""
         return self.with_codes(self.class_codes.issue(labels))

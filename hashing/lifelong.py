@@ -6,7 +6,7 @@ only the map from a query to its label values is solved anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,6 +142,36 @@ def renew_encoder(encoder: Encoder, state: LearnedState, *, modality: str = "tex
         parent_id=encoder.encoder_id,
         metrics={**_instance_metrics(encoder.metrics), "labelled_row_count": float(state.row_count)},
     )
+
+
+def renew_without(encoder: Encoder, state: LearnedState | None, *, dropped: Collection[str] = ()) -> Encoder:
+    """Return the child of `encoder` that has forgotten: its label part is solved from `state`, what remains.
+
+    Instance projections, radii and issued class codes stay. state: None, or one without rows, where nothing
+    remains: the child has no label part, for any modality. dropped: modalities whose label heads in the cross
+    part go, as no state of theirs is kept that rows could be subtracted from.
+    Raises: as `renew_encoder`.
+    """
+    if state is not None and state.row_count:
+        child = renew_encoder(encoder, state)
+        kept = {} if encoder.cross_part is None else dict(encoder.cross_part.label_heads)
+    else:
+        metrics = _instance_metrics(encoder.metrics)
+        child = replace(encoder, label_head=None, parent_id=encoder.encoder_id, metrics=metrics)
+        kept = {}
+    if child.cross_part is None:
+        return child
+    heads = {modality: head for modality, head in kept.items() if modality not in dropped}
+    return replace(child, cross_part=replace(child.cross_part, label_heads=heads))
+
+
+def retrained(state: LearnedState, embeddings: NDArray[np.floating], labels: Labels) -> LearnedState:
+    """Return what training on these rows alone gives, with the features, ridge and class codes of `state`.
+
+    embeddings: float [n, dim]. labels: one or more per row. An oracle for the state's `remove`.
+    Raises: as the state's `add`.
+    """
+    return state.emptied().add(embeddings, labels)
 
 
 def evaluate_update(

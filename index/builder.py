@@ -21,7 +21,7 @@ from index.manifest import (
     activate,
     build_lock,
     generation_name,
-    generation_numbers,
+    last_generation_number,
     prune,
     remove_leftovers,
     write_manifest,
@@ -85,7 +85,7 @@ def build_generation(
     root.mkdir(parents=True, exist_ok=True)
     with build_lock(root):
         remove_leftovers(root)
-        number = max(generation_numbers(root), default=0) + 1
+        number = last_generation_number(root) + 1
         building = root / f"building-{number:08d}"
         building.mkdir()
         try:

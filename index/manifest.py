@@ -15,9 +15,9 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,19 @@ def generation_numbers(root: Path) -> list[int]:
     """Numbers of the generations under `root`, ascending, served or not."""
     matches = [_NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     return sorted(int(match[1]) for match in matches if match)
+
+
+def last_generation_number(root: Path) -> int:
+    """The highest number that a generation under `root` has or had; 0 before the first one.
+
+    CURRENT counts: what it names may have been removed, and a process may serve it still.
+    """
+    try:
+        current = current_generation(root)
+    except DamagedGenerationError:
+        current = None
+    named = _NAME.fullmatch(current) if current is not None else None
+    return max([*generation_numbers(root), int(named[1]) if named else 0])
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -232,15 +245,7 @@ def prune(root: Path, *, keep: int = 2) -> list[str]:
     others = [name for number in generation_numbers(root) if (name := generation_name(number)) != current]
     kept = keep - 1 if current is not None else keep
     removed = others[: max(0, len(others) - kept)]
-    for name in removed:
-        # Renamed first: a removal that is interrupted must not leave half a generation by that name.
-        trash = root / name.replace("gen-", "trash-")
-        try:
-            (root / name).rename(trash)
-        except FileNotFoundError:  # another prune was faster
-            continue
-        sync_directory(root)
-        shutil.rmtree(trash)
+    remove_generations(root, removed)
     if root.is_dir():
         try:
             with build_lock(root):
@@ -250,10 +255,38 @@ def prune(root: Path, *, keep: int = 2) -> list[str]:
     return removed
 
 
+def remove_generations(root: Path, names: Sequence[str]) -> list[str]:
+    """Remove generations, the current one too where it is named; return those that this call has removed.
+
+    CURRENT stays, so that no later generation gets a name again. A process that serves a removed generation
+    goes on: its files stay until it lets go of them. Raises: OSError.
+    """
+    removed = []
+    for name in names:
+        # Renamed first: a removal that is interrupted must not leave half a generation by that name.
+        trash = root / name.replace("gen-", "trash-")
+        _remove_tree(trash)  # of a removal that was interrupted
+        try:
+            (root / name).rename(trash)
+        except FileNotFoundError:  # another process was faster
+            continue
+        sync_directory(root)
+        _remove_tree(trash)
+        removed.append(name)
+    return removed
+
+
 def remove_leftovers(root: Path) -> None:
     """Remove what interrupted builds and prunes left; the caller holds the build lock."""
     for path in root.iterdir():
         if _LEFTOVER.fullmatch(path.name):
+            _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a directory, whoever else is about to."""
+    while path.exists():
+        with suppress(FileNotFoundError):
             shutil.rmtree(path)
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "worker": "scripts.run_worker",
     "encoders": "scripts.list_encoders",
     "jobs": "scripts.list_jobs",
+    "forget": "scripts.forget_rows",
     "check": "scripts.check_cache",
     "bench": "scripts.bench.run",
     "demo": "scripts.demo",
@@ -37,7 +38,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, train-verifier, build, update, worker, jobs, encoders, check
+  operate     train, train-verifier, build, update, worker, jobs, encoders, forget, check
                                            (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """

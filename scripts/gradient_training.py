@@ -15,6 +15,7 @@ from scripts.training_files import TrainingRows, item_numbers, read_pairs, read_
 from service.application import clock_ms
 from service.config import Config
 from service.database import reading
+from service.learned_rows import LearnedRow
 from service.learning import keep_encoder, read_training_rows
 from service.records import CacheRecord, EncoderRecord
 from service.registry import issued_class_codes
@@ -90,8 +91,9 @@ def wants_gradient(arguments: argparse.Namespace) -> bool:
 
 def train_by_gradient(
     engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, config: Config, progress: Progress
-) -> tuple[TrainedEncoder, int]:
-    """Train an encoder of the cache's bits; returns it and the seq up to which it has seen entries.
+) -> tuple[TrainedEncoder, int, Sequence[LearnedRow]]:
+    """Train an encoder of the cache's bits; returns it, the seq up to which it has seen entries, and those
+    of them that have taught it labels.
 
     Raises: CommandError for files that cannot be read, without torch, or for modalities and dimensions that
     are not the cache's; ConfigError, TrainingDataError, EmbeddingsError before time is spent.
@@ -109,7 +111,7 @@ def train_by_gradient(
     except tomllib.TOMLDecodeError as error:
         raise CommandError(f"{arguments.training}: {error}") from error
     losses = training.losses
-    training_set, watermark = _training_set(
+    training_set, watermark, teaching = _training_set(
         engine,
         cache,
         arguments,
@@ -134,7 +136,7 @@ def train_by_gradient(
         checkpoint=arguments.checkpoint,
         progress=progress,
     )
-    return trained, watermark
+    return trained, watermark, teaching
 
 
 def train_text_preset(
@@ -218,8 +220,9 @@ def _training_set(
     *,
     config: Config,
     reads_labels: bool,
-) -> tuple["TrainingSet", int]:
-    """The training set, and the seq up to which it holds the cache's entries: 0 where it is out of files.
+) -> tuple["TrainingSet", int, Sequence[LearnedRow]]:
+    """The training set, the seq up to which it holds the cache's entries (0 where it is out of files), and
+    those of them whose labels it holds.
 
     Labels of one class alone are left out unless a loss reads them (and refuses them).
     """
@@ -248,6 +251,7 @@ def _training_set(
                 view_dims=views,
             ),
             0,
+            (),
         )
     stored = read_training_rows(engine, cache, modality=arguments.modality)
     least = 1 if reads_labels else 2
@@ -255,6 +259,7 @@ def _training_set(
     return (
         TrainingSet(embeddings={arguments.modality: stored.vectors}, labels=labels, view_dims=views),
         cache.seq,
+        stored.teaching if labels else (),
     )
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select
 
 from hashing.checkpoint import load_encoder
+from hashing.class_codes import ClassCodes
 from hashing.errors import CheckpointError, HashingError
 from hashing.inference import Encoder
 from index.check import NORM_TOLERANCE, check_generation
@@ -15,7 +16,8 @@ from index.codes import pack
 from index.errors import DamagedGenerationError, IndexFault
 from index.manifest import current_generation, read_manifest
 from index.rows import Rows, SegmentKey
-from service.coding import STORED_DTYPE, from_stored, label_codes_of, vectors_of
+from service.check_learned import check_learned, dropped_generations
+from service.coding import STORED_DTYPE, class_codes_of, from_stored, label_codes_of, vectors_of
 from service.config import Config
 from service.database import reading
 from service.errors import NotFoundError
@@ -23,7 +25,7 @@ from service.feed import damage_of, to_rows
 from service.keys import fingerprint_key
 from service.payload import is_payload_of
 from service.records import CacheRecord, EntryRecord
-from service.registry import ACTIVE, RETIRED
+from service.registry import ACTIVE, DESTROYED, RETIRED, issued_class_codes
 from service.replica import CacheReplica, index_root, is_listed
 from service.rows import (
     count_entries,
@@ -35,6 +37,7 @@ from service.rows import (
     read_weights,
     scan_entries,
 )
+from service.stand_ins import stand_ins
 from service.tables import changes, entries, responses
 from service.verifiers import load_stored_verifier
 
@@ -63,12 +66,14 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class _Encoders:
-    """The encoders of a cache that can be read. `labelling`: those whose class codes were issued, the one
-    that decides first."""
+    """The encoders of a cache that can be read; in a destroyed one's place one that may search its codes.
+    `labelling`: those whose class codes were issued, the one that decides first. `issued`: what there is of
+    class codes where an encoder that knew them was destroyed."""
 
     by_id: Mapping[str, Encoder]
     labelling: Sequence[Encoder]
     damaged: frozenset[str]
+    issued: ClassCodes | None = None
 
 
 def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
@@ -81,6 +86,7 @@ def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
     with reading(engine) as connection:
         record = read_cache(connection, cache)
         encoders, problems = _read_encoders(connection, record)
+        problems += check_learned(connection, record, encoders.by_id.get(record.active_encoder_id or ""))
         problems += _check_consent(connection, record)
         problems += _check_counters(connection, record)
         problems += _check_feed(connection, record)
@@ -101,7 +107,10 @@ def _read_encoders(connection: Connection, record: CacheRecord) -> tuple[_Encode
     by_id: dict[str, Encoder] = {}
     problems = []
     known = read_encoders(connection, record.id)
+    destroyed = frozenset(found.encoder_id for found in known if found.state == DESTROYED)
     for found in known:
+        if found.state == DESTROYED:
+            continue
         try:
             by_id[found.encoder_id] = load_encoder(read_weights(connection, record.id, found.encoder_id))
         except CheckpointError as error:
@@ -112,8 +121,12 @@ def _read_encoders(connection: Connection, record: CacheRecord) -> tuple[_Encode
     )
     readable = [by_id[found.encoder_id] for found in issued if found.encoder_id in by_id]
     labelling = [encoder for encoder in readable if encoder.label_bits is not None]
-    damaged = frozenset(found.encoder_id for found in known) - set(by_id)
-    return _Encoders(by_id, labelling, damaged), problems
+    damaged = frozenset(found.encoder_id for found in known) - set(by_id) - destroyed
+    for destroyed_id, serving_id in stand_ins(connection, record.id).items():
+        if serving_id in by_id:
+            by_id[destroyed_id] = by_id[serving_id]
+    issued_codes = issued_class_codes(connection, record.id) if destroyed else None
+    return _Encoders(by_id, labelling, damaged, issued_codes), problems
 
 
 def _check_consent(connection: Connection, record: CacheRecord) -> Iterator[str]:
@@ -183,7 +196,7 @@ def _check_entries(connection: Connection, record: CacheRecord, encoders: _Encod
         sound = [entry for entry, flaw in zip(records, flaws, strict=True) if flaw is None]
         yield from _check_codes(sound, encoders)
         coded = [entry for entry in sound if entry.label_code is not None]
-        made = _label_codes(encoders.labelling, coded)
+        made = _label_codes(encoders, coded)
         wrong = [entry for entry, code in zip(coded, made, strict=True) if entry.label_code != code]
         if wrong:
             yield f"label codes of entries {_names(wrong)} are not those issued for their labels"
@@ -237,13 +250,17 @@ def _wrong_codes(
     return np.flatnonzero(((codes ^ made) & ~undecided).any(axis=1))
 
 
-def _label_codes(encoders: Sequence[Encoder], records: Sequence[EntryRecord]) -> list[bytes | None]:
+def _label_codes(encoders: _Encoders, records: Sequence[EntryRecord]) -> list[bytes | None]:
     """Per entry, the label code of the first encoder that knows all of its labels; None where none does."""
+    labels = [entry.labels for entry in records]
     made: list[bytes | None] = [None] * len(records)
-    for encoder in encoders:
-        codes = label_codes_of(encoder, [entry.labels for entry in records])
+    for encoder in encoders.labelling:
+        codes = label_codes_of(encoder, labels)
         made = [code if before is None else before for before, code in zip(made, codes, strict=True)]
-    return made
+    if encoders.issued is None:
+        return made
+    codes = class_codes_of(encoders.issued, labels)
+    return [code if before is None else before for before, code in zip(made, codes, strict=True)]
 
 
 def _check_generation(engine: Engine, record: CacheRecord, config: Config) -> tuple[str, list[str]]:
@@ -259,6 +276,7 @@ def _check_generation(engine: Engine, record: CacheRecord, config: Config) -> tu
         return name or "", [str(error)]
     problems = check_generation(root, name)
     with reading(engine) as connection:
+        problems += dropped_generations(connection, record, root)
         if not is_listed(connection, record, owner):
             problems.append(f"generation {name} was not built from this store as it is now")
     return name, problems

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing.class_codes import ClassCodes, target_bits
 from hashing.inference import Encoder
 from index.codes import pack
 from service.errors import InvalidRequestError
@@ -66,11 +67,17 @@ def code_rows(
 
 def label_codes_of(encoder: Encoder, labels: Sequence[Sequence[str]]) -> list[bytes | None]:
     """Label codes as packed bytes; None for a row without labels or with one that is not known."""
-    known = set(encoder.labels)
-    rows = [i for i, row in enumerate(labels) if row and known.issuperset(row)]
+    if encoder.label_head is None:
+        return [None] * len(labels)
+    return class_codes_of(encoder.label_head.class_codes, labels)
+
+
+def class_codes_of(issued: ClassCodes, labels: Sequence[Sequence[str]]) -> list[bytes | None]:
+    """As label_codes_of, by class codes alone."""
+    rows = [i for i, row in enumerate(labels) if row and all(label in issued for label in row)]
     codes: list[bytes | None] = [None] * len(labels)
     if rows:
-        packed = pack(encoder.class_bits([labels[i] for i in rows]))
+        packed = pack(target_bits(issued, [labels[i] for i in rows]))
         for i, code in zip(rows, packed, strict=True):
             codes[i] = code.tobytes()
     return codes
@@ -80,6 +87,7 @@ def label_codes_of(encoder: Encoder, labels: Sequence[Sequence[str]]) -> list[by
 class EncoderSet:
     """The encoders of one cache that serve: the active one, and those whose codes entries carry.
 
+    `by_id` has an encoder for each id that rows carry: it is another one where that was destroyed.
     `trusted` holds the pairs (query encoder, segment encoder) that passed the gate; codes of any other
     encoder are searched with a query of that encoder's own.
     """

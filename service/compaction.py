@@ -210,6 +210,8 @@ def build_reason(replica: CacheReplica, settings: CompactionConfig) -> str | Non
     """Why a new generation of the cache pays, in words for an operator; None: it does not."""
     if replica.refusal is not None and replica.refusal.is_damaged:
         return f"{replica.refusal.generation} is damaged"
+    if replica.serves_dropped:
+        return "rows of its generation were forgotten"
     counts = row_counts(replica)
     limit = max(settings.min_rows, settings.share * counts.live_count)
     if counts.unheld_count > limit:

@@ -43,6 +43,7 @@ _ENCODER_STATES = {
     "active": pb.Encoder.STATE_ACTIVE,
     "retired": pb.Encoder.STATE_RETIRED,
     "rejected": pb.Encoder.STATE_REJECTED,
+    "destroyed": pb.Encoder.STATE_DESTROYED,
 }
 _VERIFIER_STATES = {
     "candidate": pb.Verifier.STATE_CANDIDATE,

@@ -20,6 +20,7 @@ from hashing.errors import TrainingDataError
 from hashing.trainer import Progress
 from service import registry
 from service.database import reading, writing
+from service.learned_rows import read_teaching
 from service.learning import (
     MAX_TRAINING_ROWS,
     StoredRows,
@@ -47,7 +48,7 @@ def train_crossmodal_from_store(
 
     Raises:
         NotFoundError: no such cache.
-        PreconditionError: bits that are not the cache's.
+        PreconditionError: bits that are not the cache's, or a row was forgotten while it was learned from.
         TrainingDataError, EmbeddingsError: what is stored cannot be learned from: one modality only, say, or
             neither shared labels nor pairs.
     """
@@ -60,10 +61,12 @@ def train_crossmodal_from_store(
         }
         pairs = _pairs_of_sources(connection, record, rows)
         issued = registry.issued_class_codes(connection, record.id)
+        labels = _shared_labels(rows)
+        taught = () if labels is None else _labelled_ids(rows, labels)
+        teaching = read_teaching(connection, record.id, taught)
     for modality, own in rows.items():
         if not len(own):
             raise TrainingDataError(f"no entry of modality {modality!r} is stored")
-    labels = _shared_labels(rows)
     if labels is None and pairs is None:
         raise TrainingDataError(
             "no label is on entries of every modality, and no two entries of different modalities have the "
@@ -86,6 +89,7 @@ def train_crossmodal_from_store(
             trained.encoder,
             learning_state=dump_state(state) if state else None,
             watermark=record.seq,
+            learned=teaching,
             now_ms=now_ms,
         )
 
@@ -97,6 +101,18 @@ def _shared_labels(rows: Mapping[str, StoredRows]) -> dict[str, list[tuple[str, 
     if not set.intersection(*named) or len(set.union(*named)) < 2:
         return None
     return labels
+
+
+def _labelled_ids(
+    rows: Mapping[str, StoredRows], labels: Mapping[str, Sequence[tuple[str, ...]]]
+) -> list[int]:
+    """Row ids of those that labels are learned from, of all modalities."""
+    return [
+        row_id
+        for modality, own in rows.items()
+        for row_id, names in zip(own.row_ids, labels[modality], strict=True)
+        if names
+    ]
 
 
 def _pairs_of_sources(

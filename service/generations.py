@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, Select, bindparam, case, func, insert, select, update
@@ -14,13 +15,17 @@ from index.rows import Rows, SegmentKey
 from service.coding import code_rows, vectors_of
 from service.config import SearchConfig
 from service.database import execute_many, reading, writing
+from service.dropped_generations import is_dropped, remove_dropped
+from service.errors import PreconditionError
+from service.keys import cache_name
 from service.records import CacheRecord
 from service.replica import generation_owner, index_config, index_root
 from service.row_scan import scan_segment_rows
-from service.rows import count_entries, read_cache, read_weights
+from service.rows import count_entries, read_cache, read_cache_by_id, read_weights
 from service.tables import entries, generations
 from service.transaction import CacheTransaction
 
+BUILD_ATTEMPTS = 3  # of a build during which rows are forgotten
 _CODE_CHUNK = 10_000
 Progress = Callable[[str, int, int], None]
 
@@ -54,18 +59,58 @@ def build_index(
 
     Raises:
         NotFoundError: no such cache.
+        PreconditionError: rows were forgotten during the build, again and again.
         StoreUnavailableError: the database cannot be reached.
         BuildInProgressError: another build of the cache runs.
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
     coded = _code_missing(engine, record, reencode=reencode, progress=progress, now_ms=now_ms)
+    root = index_root(data_dir, record.id)
+    for _ in range(BUILD_ATTEMPTS):
+        report, watermark, owner = _build_from_entries(
+            engine,
+            record,
+            root,
+            search=search,
+            with_graph=with_graph,
+            memory_limit_bytes=memory_limit_bytes,
+            progress=progress,
+            now_ms=now_ms,
+        )
+        with reading(engine) as connection:
+            if not is_dropped(connection, record.id, owner):
+                return BuiltIndex(report=report, watermark=watermark, coded_count=coded)
+            # What was forgotten since the build began may be in it: nobody serves it.
+            remove_dropped(connection, record, root)
+    raise PreconditionError(
+        f"rows of {cache_name(cache)} were forgotten during each of {BUILD_ATTEMPTS} builds",
+        reason="GENERATION_DROPPED",
+    )
+
+
+def _build_from_entries(
+    engine: Engine,
+    record: CacheRecord,
+    root: Path,
+    *,
+    search: SearchConfig,
+    with_graph: bool,
+    memory_limit_bytes: int,
+    progress: Progress,
+    now_ms: int,
+) -> tuple[BuildReport, int, str]:
+    """Write and activate a generation of the entries as they are.
+
+    Returns what was written, its watermark, and what the files say they are of.
+    """
     token = secrets.token_hex(16)
     with writing(engine) as connection:
         listed = {"cache_id": record.id, "token": token, "create_ms": now_ms}
         connection.execute(insert(generations).values(**listed))
     with reading(engine) as connection:
-        record = read_cache(connection, cache)
+        record = read_cache_by_id(connection, record.id)
+        owner = generation_owner(record, token)
         total = count_entries(connection, record.id)
 
         def batches() -> Iterator[tuple[SegmentKey, Rows]]:
@@ -76,8 +121,8 @@ def build_index(
                 progress("segments", done, total)
 
         report = build_generation(
-            index_root(data_dir, record.id),
-            cache=generation_owner(record, token),
+            root,
+            cache=owner,
             config=index_config(record, search),
             batches=batches(),
             watermark=record.seq,
@@ -85,7 +130,7 @@ def build_index(
             memory_limit_bytes=memory_limit_bytes,
             progress=progress,
         )
-    return BuiltIndex(report=report, watermark=record.seq, coded_count=coded)
+    return report, record.seq, owner
 
 
 def _code_missing(
@@ -95,9 +140,10 @@ def _code_missing(
 
     Rows are read and encoded a chunk at a time without a lock, so that a server's writes go on meanwhile.
     """
-    if record.active_encoder_id is None:
-        return 0
     with reading(engine) as connection:
+        record = read_cache_by_id(connection, record.id)
+        if record.active_encoder_id is None:
+            return 0
         encoder = load_encoder(read_weights(connection, record.id, record.active_encoder_id))
         missing = _rows_to_code(record, encoder, reencode=reencode)
         counted = missing.with_only_columns(func.count(), maintain_column_froms=True)

@@ -20,6 +20,7 @@ from service.coding import from_stored, vectors_of
 from service.database import reading, writing
 from service.errors import PreconditionError
 from service.keys import cache_name
+from service.learned_rows import LearnedRow, read_teaching
 from service.records import CacheRecord, EncoderRecord
 from service.rows import read_cache
 from service.tables import entries
@@ -36,6 +37,7 @@ class StoredRows:
     row_ids: list[int]
     vectors: NDArray[np.float32]
     labels: list[tuple[str, ...]]
+    teaching: tuple[LearnedRow, ...] = ()  # those that labels are learned from, where they were read for it
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -44,6 +46,11 @@ class StoredRows:
         """Some of them, in that order."""
         chosen = [self.row_ids[i] for i in rows]
         return StoredRows(chosen, self.vectors[list(rows)], [self.labels[i] for i in rows])
+
+    @property
+    def labelled_ids(self) -> list[int]:
+        """Row ids of those with labels."""
+        return [row_id for row_id, own in zip(self.row_ids, self.labels, strict=True) if own]
 
 
 def train_from_store(
@@ -76,7 +83,7 @@ def train_from_store(
         class_codes=issued,
         progress=progress,
     )
-    return keep_encoder(engine, record, trained, watermark=record.seq, now_ms=now_ms)
+    return keep_encoder(engine, record, trained, watermark=record.seq, teaching=rows.teaching, now_ms=now_ms)
 
 
 def read_training_rows(engine: Engine, record: CacheRecord, *, modality: str) -> StoredRows:
@@ -85,14 +92,28 @@ def read_training_rows(engine: Engine, record: CacheRecord, *, modality: str) ->
     query = of_modality(record, modality).where(entries.c.seq <= record.seq)
     with reading(engine) as connection:
         rows = read_rows(connection, query, most=MAX_TRAINING_ROWS)
-    return replace(rows, labels=without_held_out(rows))
+        rows = replace(rows, labels=without_held_out(rows))
+        return replace(rows, teaching=read_teaching(connection, record.id, rows.labelled_ids))
 
 
 def keep_encoder(
-    engine: Engine, record: CacheRecord, trained: TrainedEncoder, *, watermark: int, now_ms: int
+    engine: Engine,
+    record: CacheRecord,
+    trained: TrainedEncoder,
+    *,
+    watermark: int,
+    teaching: Sequence[LearnedRow] = (),
+    now_ms: int,
 ) -> EncoderRecord:
-    """Register a trained encoder as candidate. watermark: the seq up to which it has seen entries."""
+    """Register a trained encoder as candidate.
+
+    watermark: the seq up to which it has seen entries. teaching: those of them that its label part, where it
+    has one, was learned from; what its state holds beyond them is from files.
+
+    Raises: PreconditionError: one of them was forgotten since it was read.
+    """
     learning_state = dump_state(trained.state) if trained.state else None
+    learned = teaching if trained.state else ()
     with writing(engine) as connection:
         return registry.register_encoder(
             connection,
@@ -100,6 +121,8 @@ def keep_encoder(
             trained.encoder,
             learning_state=learning_state,
             watermark=watermark,
+            learned=learned,
+            untraced_row_count=trained.state.row_count - len(learned) if trained.state else 0,
             now_ms=now_ms,
         )
 

@@ -174,12 +174,13 @@ class EncoderRecord:
     """One row of `encoders`, without its weights."""
 
     encoder_id: str
-    state: str  # candidate | active | retired | rejected
+    state: str  # candidate | active | retired | rejected | destroyed
     parent_id: str | None
     previous_id: str | None
     watermark: int
     label_bits: int  # 0: it has no label codes
     class_count: int
+    untraced_row_count: int | None
     metrics: Mapping[str, float]
     reason: str
     create_ms: int

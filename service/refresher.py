@@ -85,12 +85,18 @@ class Replicas:
         return known
 
     def open_new_generations(self) -> None:
-        """Serve generations that were built since. Raises: StoreUnavailableError."""
+        """Serve generations that were built since, and remove those of forgotten rows.
+
+        Raises: StoreUnavailableError.
+        """
         for replica in self.all():
             try:
                 replica.open_new_generation()
+                replica.remove_dropped_generations()
             except NotFoundError:
                 continue  # the cache was deleted
+            except OSError as error:
+                logger.error("files of forgotten rows cannot be removed: %s", error)
 
     def on_commit(self, cache_ids: Sequence[int], settings_changed: bool) -> None:  # noqa: FBT001
         """Bring the indexes up to this process's own commit."""
@@ -187,8 +193,16 @@ class Refresher:
             raise failure
 
     def compact(self) -> None:
-        """Have a generation built where one pays, and see what the last build came to."""
+        """Have a generation built where one pays, and see what the last build came to.
+
+        Where builds are off, an index that holds forgotten rows is made anew in memory.
+        """
         self._compactor.step(self._replicas.all())
+        if self._config.compaction.enabled:
+            return
+        for replica in self._replicas.all():
+            if replica.serves_dropped:
+                replica.rebuild()
 
     def delete_expired(self) -> None:
         """Delete entries past their expire time. Raises: ServiceError."""

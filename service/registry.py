@@ -1,7 +1,7 @@
 """Mutations of what an operator sets: caches, categories, encoders. Each runs in a writer's transaction."""
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +21,13 @@ from service.errors import (
     PreconditionError,
 )
 from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
+from service.learned_rows import LearnedRow, keep_learned
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
 from service.rows import read_cache, read_category, read_encoder, read_verifiers, read_weights
-from service.tables import caches, calibrations, categories, class_codes, encoders, entries
+from service.tables import caches, calibrations, categories, class_codes, encoders, entries, learned_by
 
 ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
+DESTROYED = "destroyed"  # it had learned rows that were forgotten: nothing but its lineage is kept
 DIM_MOST = 8192
 MODALITIES_MOST = 64
 
@@ -158,16 +160,27 @@ def register_encoder(
     state: str = CANDIDATE,
     reason: str = "",
     metrics: Mapping[str, float] | None = None,
+    learned: Sequence[LearnedRow] = (),
+    untraced_row_count: int | None = 0,
     now_ms: int,
 ) -> EncoderRecord:
     """Keep an encoder; `trusted` names the encoders whose codes its queries may search, itself aside.
 
-    The same encoder again keeps what is there, but where it was rejected the new verdict counts. `metrics`
-    are added to the encoder's own.
+    The same encoder again keeps what is there, but where it was rejected the new verdict counts, and where it
+    was destroyed it is there again. `metrics` are added to the encoder's own. learned: the rows that its
+    label parts have beyond its parent's. untraced_row_count: those that no store has; None: nobody knows.
+
+    Raises:
+        NotFoundError: the cache was deleted.
+        PreconditionError: one of the learned rows was forgotten since it was read.
     """
+    lock_cache(connection, cache.id)
     same = and_(encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.encoder_id)
     known = connection.execute(select(encoders.c.state).where(same)).scalar()
-    if known == REJECTED:
+    others = set(trusted)
+    if known in (REJECTED, DESTROYED):
+        if known == DESTROYED:  # what it coded is still there
+            others |= trusted_by(connection, cache.id, encoder.encoder_id)
         connection.execute(delete(encoders).where(same))
         connection.execute(
             delete(calibrations).where(
@@ -178,7 +191,9 @@ def register_encoder(
                 ),
             )
         )
-    if known is None or known == REJECTED:
+        own = (learned_by.c.cache_id == cache.id, learned_by.c.encoder_id == encoder.encoder_id)
+        connection.execute(delete(learned_by).where(*own))
+    if known in (None, REJECTED, DESTROYED):
         values = {
             "cache_id": cache.id,
             "encoder_id": encoder.encoder_id,
@@ -189,12 +204,14 @@ def register_encoder(
             "watermark": watermark,
             "label_bits": encoder.label_bits or 0,
             "class_count": len(encoder.labels),
+            "untraced_row_count": untraced_row_count,
             "metrics": {**encoder.metrics, **(metrics or {})},
             "reason": reason,
             "create_ms": now_ms,
         }
         connection.execute(insert(encoders).values(**values))
-        _trust(connection, cache.id, encoder.encoder_id, set(trusted), now_ms=now_ms)
+        _trust(connection, cache.id, encoder.encoder_id, others, now_ms=now_ms)
+        keep_learned(connection, cache.id, encoder.encoder_id, learned)
     return read_encoder(connection, cache, encoder.encoder_id)
 
 
@@ -213,24 +230,25 @@ def activate_encoder(
 
     Raises:
         NotFoundError: there is none of this id.
-        PreconditionError: it was rejected, its class codes are not those issued, or its instance codes would
-            be one set too many.
+        PreconditionError: it was rejected or destroyed, its class codes are not those issued, or its instance
+            codes would be one set too many.
     """
     cache = lock_cache(connection, cache_id)
     encoder = read_encoder(connection, cache, encoder_id)
     full_name = child_name(cache.name, "encoders", encoder_id)
     if encoder.state == REJECTED:
         raise PreconditionError(f"{full_name} was rejected: {encoder.reason}", reason="ENCODER_REJECTED")
+    _check_not_destroyed(cache, encoder)
     if encoder.state == ACTIVE:
         return encoder
     _check_live_encoders(connection, cache, encoder_id, most=max_live_encoders)
     _issue_class_codes(connection, cache, encoder_id)
-    _make_active(connection, cache, encoder_id, previous_id=cache.active_encoder_id)
+    make_active(connection, cache, encoder_id, previous_id=cache.active_encoder_id)
     return read_encoder(connection, cache, encoder_id)
 
 
 def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
-    """Make the encoder active that was so before. Raises: PreconditionError."""
+    """Make the encoder active that was so before. Raises: PreconditionError, also where it was destroyed."""
     cache = lock_cache(connection, cache_id)
     if cache.active_encoder_id is None:
         raise PreconditionError("the cache has no active encoder", reason="NO_ACTIVE_ENCODER")
@@ -238,7 +256,8 @@ def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
     if active.previous_id is None:
         raise PreconditionError("there is no encoder to roll back to", reason="NO_PREVIOUS_ENCODER")
     before = read_encoder(connection, cache, active.previous_id)
-    _make_active(connection, cache, before.encoder_id, previous_id=before.previous_id)
+    _check_not_destroyed(cache, before)
+    make_active(connection, cache, before.encoder_id, previous_id=before.previous_id)
     return read_encoder(connection, cache, before.encoder_id)
 
 
@@ -337,6 +356,12 @@ def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id:
         )
 
 
+def _check_not_destroyed(cache: CacheRecord, encoder: EncoderRecord) -> None:
+    if encoder.state == DESTROYED:
+        name = child_name(cache.name, "encoders", encoder.encoder_id)
+        raise PreconditionError(f"{name} was destroyed: {encoder.reason}", reason="ENCODER_DESTROYED")
+
+
 def _issue_class_codes(connection: Connection, cache: CacheRecord, encoder_id: str) -> None:
     """Keep the encoder's class codes for good. Raises: PreconditionError: they contradict issued ones."""
     head = load_encoder(read_weights(connection, cache.id, encoder_id)).label_head
@@ -368,9 +393,10 @@ def _issue_class_codes(connection: Connection, cache: CacheRecord, encoder_id: s
         connection.execute(insert(class_codes), fresh)
 
 
-def _make_active(
+def make_active(
     connection: Connection, cache: CacheRecord, encoder_id: str, *, previous_id: str | None
 ) -> None:
+    """Make an encoder the active one, whatever it is; previous_id: where a rollback goes, None: nowhere."""
     of_cache = encoders.c.cache_id == cache.id
     connection.execute(update(encoders).where(of_cache, encoders.c.state == ACTIVE).values(state=RETIRED))
     connection.execute(

@@ -24,6 +24,7 @@ from index.vector_index import VectorIndex
 from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
+from service.dropped_generations import is_dropped, remove_dropped
 from service.errors import NotCaughtUpError, NotFoundError
 from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
@@ -36,6 +37,7 @@ from service.rows import (
     read_verifiers,
     read_weights,
 )
+from service.stand_ins import stand_ins
 from service.tables import caches, calibrations, generations
 from service.verifiers import load_stored_verifier
 
@@ -100,10 +102,13 @@ def generation_owner(record: CacheRecord, token: str) -> str:
 
 
 def is_listed(connection: Connection, record: CacheRecord, owner: str) -> bool:
-    """Whether the store knows of the build: not where the files are of another store or of a later state."""
+    """Whether the store knows of the build and stands by it: not where the files are of another store or of a
+    later state, or may hold rows that were forgotten."""
     name, _, token = owner.partition(":")
     query = select(generations.c.token).where(
-        generations.c.cache_id == record.id, generations.c.token == token
+        generations.c.cache_id == record.id,
+        generations.c.token == token,
+        generations.c.dropped_ms.is_(None),
     )
     return name == record.name and connection.execute(query).first() is not None
 
@@ -128,6 +133,9 @@ class CacheReplica:
         self._lock = threading.Lock()  # guards every replacement of state
         self._advanced = threading.Condition()
         self.refusal: Refusal | None = None  # of the current generation
+        self.serves_dropped = False  # its generation holds forgotten rows, as tombstones: a new one is due
+        self._served_owner = ""  # what the files of the served generation say they are of
+        self._dropped_at: tuple[int, str | None] | None = None  # when dropped generations were looked for
         with reading(engine) as connection:
             empty = VectorIndex(index_config(record, search))
             self.state = self._read_settings(connection, CacheState(record, {}, {}, EncoderSet(), empty))
@@ -164,7 +172,7 @@ class CacheReplica:
             return False
         try:
             # Without the lock: writes must not wait for files.
-            opened = self._load_generation(name, threads=threads)
+            opened, owner = self._load_generation(name, threads=threads)
             record = self.state.record
             with reading(self._engine) as connection:
                 while (page := read_changes(connection, record, after=opened.applied_seq)) is not None:
@@ -180,8 +188,33 @@ class CacheReplica:
             self._refuse(name, str(error), is_damaged=isinstance(error, DamagedFileError))
             return False
         self.refusal = None
+        self._served_owner, self._dropped_at = owner, None
         logger.info("serving generation %s of %s", name, self.state.record.name)
         return True
+
+    def remove_dropped_generations(self) -> None:
+        """Remove generations that may hold forgotten rows; one that is served goes on until the next one.
+
+        Looks only where settings or generation have changed since the last time, as a forgetting changes
+        them. Raises: StoreUnavailableError, NotFoundError, OSError.
+        """
+        look = (self.state.record.config_version, self.state.index.generation)
+        if look == self._dropped_at:
+            return
+        with reading(self._engine) as connection:
+            removed = remove_dropped(connection, self.state.record, self.root)
+            is_served = self.state.index.generation is not None
+            self.serves_dropped = is_served and is_dropped(
+                connection, self.state.record.id, self._served_owner
+            )
+        self._dropped_at = look
+        for name in removed:
+            logger.info("removed generation %s of %s: rows were forgotten", name, self.state.record.name)
+
+    def rebuild(self) -> None:
+        """Serve a new index of the entries, without a generation. Raises: StoreUnavailableError."""
+        self._rebuild()
+        self.serves_dropped = False
 
     def remove_files(self) -> None:
         """Remove the generations of a cache that was deleted; what is being served stays mapped."""
@@ -215,19 +248,23 @@ class CacheReplica:
             return None
         return None if name == refused else name
 
-    def _load_generation(self, name: str, *, threads: int) -> VectorIndex:
-        """The generation's index as it was built. Raises: IndexFault, ForeignGenerationError."""
+    def _load_generation(self, name: str, *, threads: int) -> tuple[VectorIndex, str]:
+        """The generation's index as it was built, and what its files say they are of.
+
+        Raises: IndexFault, ForeignGenerationError.
+        """
         owner = read_manifest(self.root, name).cache
         with reading(self._engine) as connection:
             if not is_listed(connection, self.state.record, owner):
                 path = self.root / name
                 raise ForeignGenerationError(f"{path}: was not built from this store as it is now")
         config = index_config(self.state.record, self._search)
-        return open_generation(self.root, name, config=config, cache=owner, threads=threads)
+        return open_generation(self.root, name, config=config, cache=owner, threads=threads), owner
 
     def _refuse(self, name: str, reason: str, *, is_damaged: bool) -> None:
         logger.error("generation %s of %s is refused: %s", name, self.state.record.name, reason)
         self.refusal = Refusal(name, is_damaged)
+        self._dropped_at = None  # it may be one that was dropped during its build
 
     def _follow(self, connection: Connection, index: VectorIndex) -> None:
         while (page := read_changes(connection, self.state.record, after=index.applied_seq)) is not None:
@@ -305,9 +342,15 @@ class CacheReplica:
     def _read_encoders(
         self, connection: Connection, record: CacheRecord, known: EncoderSet, wanted: set[str]
     ) -> EncoderSet:
-        by_id: dict[str, Encoder] = {key: known.by_id[key] for key in wanted & set(known.by_id)}
-        for encoder_id in sorted(wanted - set(by_id)):
-            by_id[encoder_id] = load_encoder(read_weights(connection, record.id, encoder_id))
+        """The wanted encoders by id; a destroyed one's place takes one that may search its codes."""
+        loaded = {encoder.encoder_id: encoder for encoder in known.by_id.values()}
+        taking_part = stand_ins(connection, record.id)
+        by_id: dict[str, Encoder] = {}
+        for encoder_id in sorted(wanted):
+            serving_id = taking_part.get(encoder_id, encoder_id)
+            if serving_id not in loaded:
+                loaded[serving_id] = load_encoder(read_weights(connection, record.id, serving_id))
+            by_id[encoder_id] = loaded[serving_id]
         pairs = select(calibrations.c.query_encoder_id, calibrations.c.segment_encoder_id).where(
             calibrations.c.cache_id == record.id
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select
 
-from service.errors import NotFoundError
+from service.errors import NotFoundError, PreconditionError
 from service.keys import cache_name, child_name
 from service.records import (
     CacheRecord,
@@ -99,13 +99,15 @@ def read_encoder(connection: Connection, cache: CacheRecord, encoder_id: str) ->
 
 
 def read_weights(connection: Connection, cache_id: int, encoder_id: str) -> bytes:
-    """An encoder's checkpoint. Raises: NotFoundError."""
+    """An encoder's checkpoint. Raises: NotFoundError; PreconditionError: it was destroyed."""
     query = select(encoders.c.weights).where(
         encoders.c.cache_id == cache_id, encoders.c.encoder_id == encoder_id
     )
     weights: bytes | None = connection.execute(query).scalar()
     if weights is None:
         raise NotFoundError(f"encoder {encoder_id} does not exist", reason="ENCODER_NOT_FOUND")
+    if not weights:
+        raise PreconditionError(f"encoder {encoder_id} was destroyed", reason="ENCODER_DESTROYED")
     return weights
 
 

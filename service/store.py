@@ -12,6 +12,7 @@ from service import expiration, quota
 from service.accesses import Accesses
 from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from service.keys import child_name, fingerprint_key
+from service.learned_rows import is_forgotten
 from service.records import NewEntry, Operation, Selection, StoredEntry
 from service.tables import categories, entries, entry_tags, feedback, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
@@ -149,8 +150,13 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
 
 
 def record_feedback(tx: CacheTransaction, values: dict[str, Any]) -> bool:
-    """Keep a verdict; False where the same lookup had one already."""
+    """Keep a verdict; False where the same lookup had one already.
+
+    Raises: NotFoundError: the category is gone, or the entry was forgotten.
+    """
     tx.category(values["category_id"])
+    if is_forgotten(tx.connection, tx.cache_id, values["entry_id"]):
+        raise NotFoundError("the entry of this lookup was forgotten", reason="ENTRY_NOT_FOUND")
     known = select(feedback.c.id).where(
         feedback.c.cache_id == tx.cache_id, feedback.c.lookup_digest == values["lookup_digest"]
     )

@@ -192,6 +192,7 @@ encoders = Table(
     Column("watermark", BigInteger, nullable=False),  # labels up to this seq are learned
     Column("label_bits", Integer, nullable=False),  # 0: it has no label codes
     Column("class_count", Integer, nullable=False),
+    Column("untraced_row_count", BigInteger),  # rows of files in its label part; None: nobody knows its rows
     Column("metrics", JSON, nullable=False),
     Column("reason", Text, nullable=False),
     Column("create_ms", BigInteger, nullable=False),
@@ -239,6 +240,40 @@ generations = Table(
     _cache_ref(primary_key=True),
     Column("token", String(32), primary_key=True),
     Column("create_ms", BigInteger, nullable=False),
+    Column("dropped_ms", BigInteger),  # since then it may hold forgotten rows: not served, and removed
+)
+
+# What label parts learned from, also after the entry is gone: without it nothing could be subtracted.
+learned_rows = Table(
+    "learned_rows",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("row_id", RowId, primary_key=True, autoincrement=False),  # of the entry, live or gone
+    Column("name", String(128), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("modality", String(32), nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("vector", LargeBinary, nullable=False),  # as in entries
+    Index(None, "cache_id", "name"),
+)
+
+# Which encoder added which row; a label part holds those of the encoders that it was updated from, too.
+learned_by = Table(
+    "learned_by",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("encoder_id", String(32), primary_key=True),
+    Column("row_id", RowId, primary_key=True, autoincrement=False),
+    Index(None, "cache_id", "row_id"),
+)
+
+# Rows that were forgotten, ids only: who read one before must not write down what came of it.
+forgotten_rows = Table(
+    "forgotten_rows",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("row_id", RowId, primary_key=True, autoincrement=False),
 )
 
 jobs = Table(

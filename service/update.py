@@ -19,9 +19,10 @@ from service.config import UpdateConfig
 from service.database import reading, writing
 from service.errors import PreconditionError
 from service.keys import cache_name
+from service.learned_rows import read_teaching
 from service.learning import StoredRows, held_out_rows, of_modality, read_rows
 from service.records import CacheRecord, Operation
-from service.rows import read_cache, read_weights
+from service.rows import read_cache, read_encoder, read_weights
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
 
@@ -70,7 +71,8 @@ def run_update(
 
     Raises:
         NotFoundError: no such cache.
-        PreconditionError: it has no active encoder, or got another one meanwhile.
+        PreconditionError: it has no active encoder, or got another one meanwhile, or a row that was learned
+            was forgotten meanwhile.
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
@@ -82,6 +84,8 @@ def run_update(
         arrived = query.where(entries.c.seq > watermark, entries.c.seq <= learned_to)
         progress("read", 0, 1)
         fresh = read_rows(connection, arrived.where(entries.c.has_labels), progress=progress)
+        learned, queries = _split(fresh)
+        teaching = read_teaching(connection, record.id, learned.row_ids)
         unlabelled = read_rows(
             connection,
             arrived.where(entries.c.has_labels.is_(False)),
@@ -106,7 +110,6 @@ def run_update(
         with writing(engine) as connection:
             conclude(connection, outcome)
         return outcome
-    learned, queries = _split(fresh)
     if state is None:
         state = _first_state(record, rows=learned)
     if class_codes is not None and len(class_codes) > len(state.class_codes):
@@ -147,6 +150,8 @@ def run_update(
             state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
             reason="; ".join(gate.reasons),
             metrics=_gate_metrics(gate),
+            learned=teaching,
+            untraced_row_count=read_encoder(connection, record, encoder.encoder_id).untraced_row_count,
             now_ms=tx.now_ms,
         )
         issued = 0

@@ -16,6 +16,7 @@ from hashing import (
     train_encoder,
     update_labels,
 )
+from hashing.lifelong import renew_without, retrained
 
 
 def _of_classes(rows, labels, names: set[str]):
@@ -179,6 +180,28 @@ def test_forgetting_a_class_leaves_the_others(trained: TrainedEncoder, old_rows:
     best = np.argmax(forgotten.label_values(queries) @ signs.T, axis=1)
     assert np.mean([forgotten.labels[index] == "c3" for index in best]) < 0.2
     assert forgotten.labels == trained.encoder.labels
+
+
+def test_retrained_state_is_that_of_the_rows_alone(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    rows, labels = _of_classes(old_rows.embeddings, old_rows.labels, {"c3"})
+    alone = retrained(trained.state, rows, labels)
+    twice = retrained(trained.state.add(rows, labels), rows, labels)
+    assert (alone.row_count, alone.class_codes.labels) == (len(rows), trained.state.class_codes.labels)
+    np.testing.assert_array_equal(alone.solve(), twice.solve())
+    assert not np.allclose(alone.solve(), trained.state.solve(), atol=1e-3)
+
+
+@pytest.mark.parametrize("nothing", ["no state", "an empty state"])
+def test_child_of_a_label_part_without_rows_has_none(
+    trained: TrainedEncoder, old_rows: LabelledRows, nothing: str
+) -> None:
+    state = None if nothing == "no state" else retrained(trained.state, old_rows.embeddings[:0], [])
+    child = renew_without(trained.encoder, state)
+    assert (child.label_head, child.parent_id) == (None, trained.encoder.encoder_id)
+    assert child.instance_id == trained.encoder.instance_id
+    assert not [name for name in child.metrics if name.startswith("label")]
+    with_rows = renew_without(trained.encoder, trained.state)
+    assert with_rows.encoder_id == renew_encoder(trained.encoder, trained.state).encoder_id
 
 
 def test_gate_accepts_an_update_that_forgets_nothing(

@@ -28,7 +28,7 @@ from index import (
     write_segment,
 )
 from index.builder import PAYLOAD_OVERHEAD_BYTES
-from index.manifest import build_lock
+from index.manifest import build_lock, last_generation_number, remove_generations
 
 OTHER = SegmentKey(2, "text", None)
 MANY = 1 << 30
@@ -215,6 +215,21 @@ def test_prune_keeps_the_current_and_the_newest(root):
     assert names(root) == ["CURRENT", "build.lock", "gen-00000002", "gen-00000004"]
     assert prune(root, keep=1) == ["gen-00000004"]
     assert check_generation(root, "gen-00000002") == []
+
+
+def test_removed_generations_are_gone_and_their_names_are_not_given_again(root):
+    build(root, sample_batches())
+    (root / "trash-00000002").mkdir()  # of a removal that was interrupted
+    (root / "trash-00000002" / "left").write_bytes(b"rows")
+    assert remove_generations(root, ["gen-00000001", "gen-00000002", "gen-00000009"]) == [
+        "gen-00000001",
+        "gen-00000002",
+    ]
+    assert names(root) == ["CURRENT", "build.lock"]
+    assert last_generation_number(root) == 2
+    assert build(root, sample_batches()).generation == "gen-00000003"
+    (root / "CURRENT").write_bytes(b"nothing")
+    assert last_generation_number(root) == 3
 
 
 def test_build_removes_the_generations_before_the_last(root):

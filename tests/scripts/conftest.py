@@ -41,7 +41,17 @@ def nearhit(config_path: Path) -> Run:
     """Runs `nearhit` as a process. `--config` is given to the commands that take it."""
 
     def run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
-        operating = {"train", "train-verifier", "build", "update", "worker", "jobs", "encoders", "check"}
+        operating = {
+            "train",
+            "train-verifier",
+            "build",
+            "update",
+            "worker",
+            "jobs",
+            "encoders",
+            "forget",
+            "check",
+        }
         takes_config = arguments[0] in {"migrate", "serve", *operating}
         config = ["--config", str(config_path)] if takes_config and "--config" not in arguments else []
         done = subprocess.run(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from learning_rows import DIM, encoders, learned
 from sqlalchemy import Engine, inspect
 from store_rows import make_cache
 
@@ -45,6 +46,14 @@ def test_category_of_before_there_were_verifiers_asks_for_no_consent(engine: Eng
     migrate(engine)
     policy = cache.categories()[faq].policy
     assert (policy.threshold, policy.min_probability) == (0.25, None)
+
+
+def test_nobody_knows_what_label_parts_of_before_have_learned(engine: Engine) -> None:
+    cache = make_cache(engine, dim=DIM)
+    learned(cache, "a", "b")
+    migrate(engine, revision="0002")
+    migrate(engine)
+    assert [record.untraced_row_count for record in encoders(cache).values()] == [None]
 
 
 def test_check_refuses_an_empty_database(empty_engine: Engine) -> None:

@@ -186,11 +186,13 @@ class Encoder(_message.Message):
         STATE_ACTIVE: _ClassVar[Encoder.State]
         STATE_RETIRED: _ClassVar[Encoder.State]
         STATE_REJECTED: _ClassVar[Encoder.State]
+        STATE_DESTROYED: _ClassVar[Encoder.State]
     STATE_UNSPECIFIED: Encoder.State
     STATE_CANDIDATE: Encoder.State
     STATE_ACTIVE: Encoder.State
     STATE_RETIRED: Encoder.State
     STATE_REJECTED: Encoder.State
+    STATE_DESTROYED: Encoder.State
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
