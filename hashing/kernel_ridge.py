@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hashing.analytic import RandomFeatures, draw_features, solve_cholesky
 from hashing.crossmodal_config import KernelSettings
 from hashing.embeddings import CHUNK_ROWS
+from hashing.metrics import grouped_precisions
 
 GAMMAS = (0.5, 1.0, 1.75, 2.5, 3.5)
 RIDGES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -121,28 +122,6 @@ def choose_kernel(
     best = max(reached for reached, _ in tried)
     as_good = [(kernel, reached) for reached, kernel in tried if reached >= best - CHOICE_TOLERANCE]
     return max(as_good, key=lambda one: (one[0].ridge, one[1]))
-
-
-def grouped_precisions(
-    scores: NDArray[np.float64], relevant: NDArray[np.bool_], *, counts: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Return the average precision of each query over groups of rows that tie, float64 [q].
-
-    scores: float64 [q, groups]. relevant: bool [q, groups], of all rows of a group. counts: intp [groups].
-    Within a relevant group precision is (R + j) / (N + j) at its row j after N rows, R of them relevant.
-    NaN for a query without a relevant row.
-    """
-    order = np.argsort(-scores, axis=1)
-    size = counts[order]  # [q, groups]
-    own = np.where(np.take_along_axis(relevant, order, axis=1), size, 0)
-    before = np.cumsum(size, axis=1) - size
-    relevant_before = np.cumsum(own, axis=1) - own
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, counts.sum() + 1))])
-    sums = size - (before - relevant_before) * (harmonic[before + size] - harmonic[before])
-    totals = own.sum(axis=1)
-    summed = np.where(own > 0, sums, 0.0).sum(axis=1)
-    precisions: NDArray[np.float64] = np.where(totals > 0, summed / np.maximum(totals, 1), np.nan)
-    return precisions
 
 
 def _held_out_map(

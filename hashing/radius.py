@@ -44,6 +44,9 @@ TOWER_STEPS = 2
 CHUNK_ROWS = 256
 """Rows at a time: queries of the neighbour search; synthetic pairs, whose values then stay in cache."""
 
+Sides = tuple[InstanceMap, InstanceMap]
+"""The maps of the first and of the second row of a pair."""
+
 
 @dataclass(frozen=True, slots=True)
 class RadiusTable:
@@ -98,7 +101,13 @@ def bit_counts(code_bits: int) -> tuple[int, ...]:
     return (*(count for count in PREFIX_BITS if count < code_bits), code_bits)
 
 
-def calibrate_radii(projection: InstanceMap, embeddings: NDArray[np.floating], *, seed: int) -> RadiusTable:
+def calibrate_radii(
+    projection: InstanceMap,
+    embeddings: NDArray[np.floating],
+    *,
+    seed: int,
+    stored: InstanceMap | None = None,
+) -> RadiusTable:
     """Measure code distances of pairs in each bin of cosine distance.
 
     embeddings: float [n, dim], n >= 1; rows that the projection was not fitted on, or the radii come
@@ -109,6 +118,10 @@ def calibrate_radii(projection: InstanceMap, embeddings: NDArray[np.floating], *
     flip fewer bits). A bin's radii are the larger of both kinds' `covering_radii`, which are the maximum
     for fewer than 1 / (1 - COVERAGE) pairs; then the running maximum is taken.
 
+    stored: the map that made the stored codes, where it is not that of the queries. Each pair then counts
+    twice, with either row as the query, and each sampled row also as a pair with itself, whose two codes
+    differ.
+
     The radii follow the projection and the distance more than the rows. Measured with all pairs within
     .05 ... .3 of 40,732 questions, encoders of 128, 256 and 384 bits trained on other questions hold 99.97%
     or more, and as many of 23,700 intents, which none of them has seen; 256-bit encoders trained on 100
@@ -116,14 +129,23 @@ def calibrate_radii(projection: InstanceMap, embeddings: NDArray[np.floating], *
     near and was labelled different, more than calibration pairs show: its radii, which held 99.64% or more of
     all pairs within .05 ... .3 of 16,405 other questions, are therefore those of TOWER_STEPS more steps of
     distance, which hold 99.96%.
+    Raises: ValueError for a stored map of another width or dimension.
     """
+    sides = [(projection, projection)]
+    if stored is not None:
+        if (stored.dim, stored.code_bits) != (projection.dim, projection.code_bits):
+            raise ValueError(
+                f"stored codes of {stored.dim} dimensions and {stored.code_bits} bits, queries of"
+                f" {projection.dim} and {projection.code_bits}"
+            )
+        sides = [(projection, stored), (stored, projection)]
     rng = np.random.default_rng(seed)
     pool = unit_rows(sample_rows(embeddings, limit=POOL_ROWS_LIMIT, rng=rng))
     radii = np.maximum(
-        _real_radii(projection, pool, rng=rng), _synthetic_radii(projection, pool, rng=rng)
+        _real_radii(sides, pool, rng=rng), _synthetic_radii(sides, pool, rng=rng)
     )  # [GRID_COUNT, counts]
     running = np.maximum.accumulate(radii, axis=0)
-    if not isinstance(projection, Projection):
+    if not all(isinstance(own, Projection) for own in sides[0]):
         running = np.concatenate([running[TOWER_STEPS:], np.repeat(running[-1:], TOWER_STEPS, axis=0)])
     counts = bit_counts(projection.code_bits)
     return RadiusTable({count: tuple(running[:, i].tolist()) for i, count in enumerate(counts)})
@@ -149,20 +171,26 @@ def covering_radii(hamming_distances: NDArray[np.integer]) -> NDArray[np.intp]:
 
 
 def _real_radii(
-    projection: InstanceMap, pool: NDArray[np.float32], *, rng: np.random.Generator
+    sides: Sequence[Sides], pool: NDArray[np.float32], *, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Return the radii of each bin over pairs of rows, [GRID_COUNT, counts]; 0 for an empty bin."""
-    counts = bit_counts(projection.code_bits)
+    counts = bit_counts(sides[0][0].code_bits)
     radii = np.zeros((GRID_COUNT, len(counts)), dtype=np.intp)
     if pool.shape[0] < 2:
         return radii
-    words = _words(projection.project(pool) > 0)
+    words = {id(own): code_words(own.project(pool) > 0) for own in sides[0]}
     queries = rng.permutation(pool.shape[0])[:QUERY_ROWS_LIMIT]
     partners = _partners(pool, queries, rng=rng)  # [q, NEIGHBOURS + RANDOM_PARTNERS]
+    if len(words) > 1:
+        partners = np.column_stack([partners, queries])
     cosine_distances, hamming_distances = [], []
     for column in partners.T:
-        cosine_distances.append(1 - np.einsum("qd,qd->q", pool[queries], pool[column]))
-        hamming_distances.append(_leading_distances(words[queries], words[column], counts=counts))
+        cosines = np.einsum("qd,qd->q", pool[queries], pool[column])
+        for first, second in sides:
+            cosine_distances.append(1 - cosines)
+            hamming_distances.append(
+                leading_distances(words[id(first)][queries], words[id(second)][column], counts=counts)
+            )
     cosine = np.concatenate(cosine_distances)
     hamming = np.concatenate(hamming_distances)
     bins = np.clip(np.ceil(cosine / GRID_STEP - 1e-6).astype(np.intp) - 1, 0, None)
@@ -189,26 +217,29 @@ def _partners(
 
 
 def _synthetic_radii(
-    projection: InstanceMap, pool: NDArray[np.float32], *, rng: np.random.Generator
+    sides: Sequence[Sides], pool: NDArray[np.float32], *, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Return the radii over synthetic pairs at each grid value, [GRID_COUNT, counts].
 
     The same pairs are turned farther and farther.
     """
-    affine = isinstance(projection, Projection)
+    affine = all(isinstance(own, Projection) for own in sides[0])
     pair_count = SYNTHETIC_PAIRS if affine else TOWER_SYNTHETIC_PAIRS
-    counts = bit_counts(projection.code_bits)
-    hamming = np.empty((GRID_COUNT, pair_count, len(counts)), dtype=np.uint16)
-    turned = _turned_affine if affine else _turned
+    counts = bit_counts(sides[0][0].code_bits)
+    hamming = np.empty((GRID_COUNT, len(sides), pair_count, len(counts)), dtype=np.uint16)
     for start in range(0, pair_count, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, pair_count)
         chosen, first, second = rng.integers(0, pool.shape[0], size=(3, stop - start))
         rows = pool[chosen]
         directions = _tangents(rows, pool[first] - pool[second], rng=rng)
-        words = _words(projection.project(rows) > 0)
-        for index, turned_bits in enumerate(turned(projection, rows, directions)):
-            hamming[index, start:stop] = _leading_distances(words, _words(turned_bits), counts=counts)
-    return np.stack([covering_radii(distances) for distances in hamming])
+        for side, (of_rows, of_turned) in enumerate(sides):
+            words = code_words(of_rows.project(rows) > 0)
+            turned = _turned_affine if isinstance(of_turned, Projection) else _turned
+            for index, turned_bits in enumerate(turned(of_turned, rows, directions)):
+                hamming[index, side, start:stop] = leading_distances(
+                    words, code_words(turned_bits), counts=counts
+                )
+    return np.stack([covering_radii(distances.reshape(-1, len(counts))) for distances in hamming])
 
 
 def _turned_affine(
@@ -253,12 +284,12 @@ def _tangents(
     return unit_rows(directions)
 
 
-def _words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def code_words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Return bool [n, bits], bits a multiple of 64, as uint64 [n, bits / 64] to count differences in."""
     return np.packbits(bits, axis=1).view(np.uint64)
 
 
-def _leading_distances(
+def leading_distances(
     first: NDArray[np.uint64], second: NDArray[np.uint64], *, counts: tuple[int, ...]
 ) -> NDArray[np.uint16]:
     """Return the Hamming distances of the leading bits of each pair of rows, uint16 [n, counts]."""

@@ -11,16 +11,15 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hashing.class_codes import ClassCodes, Labels, check_labels, target_bits
 from hashing.config import require_bits, require_int, require_positive, require_share, require_weight
 from hashing.deep import losses
 from hashing.deep.attack import STEPS_LIMIT, check_attack, perturb
 from hashing.deep.config import BATCH_SIZE_LIMIT, EPOCHS_LIMIT, HIDDEN_WIDTH_LIMIT
-from hashing.deep.loop import GRADIENT_NORM_LIMIT
-from hashing.deep.schedule import warmup_schedule
-from hashing.deep.towers import ResidualTower, export
+from hashing.deep.passes import Passes, run_passes
+from hashing.deep.towers import ResidualTower, export, train_mode
 from hashing.embeddings import check_training_rows, unit_rows
 from hashing.errors import ConfigError, TrainingDataError
 from hashing.tower import InstanceMap
@@ -132,7 +131,7 @@ def train_labelled(
     other than those of `class_codes`. Later: ConfigError where the training diverges.
     """
     report = progress if progress is not None else no_progress
-    rows, kept = _labelled(embeddings, labels)
+    rows, kept = labelled_rows_of(embeddings, labels)
     codes = ClassCodes.empty(label_bits=config.label_bits, seed=config.seed)
     if class_codes is not None:
         if class_codes.label_bits != config.label_bits:
@@ -152,7 +151,7 @@ def train_labelled(
         report("fit", 0, 1)
         tower = _tower(rows, centres, config=config).to(place)
         report("fit", 1, 1)
-        classes = _class_vectors(kept) if config.pairwise_weight else np.empty((len(kept), 0), np.float32)
+        classes = class_vectors(kept) if config.pairwise_weight else np.empty((len(kept), 0), np.float32)
         batches = _Batches(*(torch.from_numpy(array).to(place) for array in (rows, centres, classes)))
         final_loss = _train(tower, batches, config=config, progress=report)
     tower.eval()
@@ -169,37 +168,28 @@ def train_labelled(
 
 def _train(tower: ResidualTower, batches: _Batches, *, config: LabelledConfig, progress: Progress) -> float:
     """The training loop. Returns the mean loss of the last pass. Raises: ConfigError where it diverges."""
-    rng = np.random.default_rng(config.seed)
     generator = torch.Generator(batches.rows.device).manual_seed(config.seed)
     optimiser = torch.optim.AdamW(
         tower.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    row_count = batches.rows.shape[0]
-    steps_per_epoch = -(-row_count // config.batch_size)
-    step_count = config.epochs * steps_per_epoch
-    schedule = warmup_schedule(optimiser, step_count=step_count, warmup_share=config.warmup_share)
-    step, total = 0, 0.0
-    for _ in range(config.epochs):
-        total = 0.0
-        for chosen in np.array_split(rng.permutation(row_count), steps_per_epoch):
-            index = torch.from_numpy(chosen).to(batches.rows.device)
-            rows, centres, classes = batches.rows[index], batches.centres[index], batches.classes[index]
-            loss = _loss(tower, rows, centres, classes, config=config)
-            if config.adversarial_eps and config.adversarial_weight:
-                moved = _farthest(tower, rows, centres, config=config, generator=generator)
-                loss = loss + config.adversarial_weight * _loss(tower, moved, centres, classes, config=config)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(tower.parameters(), GRADIENT_NORM_LIMIT)
-            optimiser.step()
-            schedule.step()
-            step += 1
-            total += float(loss.detach()) / steps_per_epoch
-            progress("train", step, step_count)
-        if not np.isfinite(total):
-            raise ConfigError("learning_rate", config.learning_rate, "smaller: the training diverged")
-        logger.info("loss %.4f after %d of %d steps", total, step, step_count)
-    return total
+
+    def loss_of(chosen: NDArray[np.int64]) -> Tensor:
+        index = torch.from_numpy(chosen).to(batches.rows.device)
+        rows, centres, classes = batches.rows[index], batches.centres[index], batches.classes[index]
+        loss = _loss(tower, rows, centres, classes, config=config)
+        if config.adversarial_eps and config.adversarial_weight:
+            moved = _farthest(tower, rows, centres, config=config, generator=generator)
+            loss = loss + config.adversarial_weight * _loss(tower, moved, centres, classes, config=config)
+        return loss
+
+    passes = Passes(
+        item_count=batches.rows.shape[0],
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        warmup_share=config.warmup_share,
+    )
+    rng = np.random.default_rng(config.seed)
+    return run_passes(optimiser, loss_of, passes=passes, rng=rng, progress=progress)
 
 
 def _loss(
@@ -228,7 +218,7 @@ def _farthest(
         steps=config.adversarial_steps,
         generator=generator,
     )
-    _train_mode(tower)
+    train_mode(tower)
     return moved
 
 
@@ -244,19 +234,17 @@ def _tower(
     gram = wide.T @ wide + START_RIDGE * np.eye(rows.shape[1])
     weight = np.linalg.solve(gram, wide.T @ centres).astype(np.float32)  # [dim, label_bits]
     tower = ResidualTower(weight, hidden_width=config.hidden_width, dropout=config.dropout, threshold=True)
-    _train_mode(tower)
+    train_mode(tower)
     return tower
 
 
-def _train_mode(tower: ResidualTower) -> None:
-    tower.train()
-    tower.norm.eval()
-
-
-def _labelled(
-    embeddings: NDArray[np.floating], labels: Labels
+def labelled_rows_of(
+    embeddings: NDArray[np.floating], labels: Labels, *, least_classes: int = 2
 ) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
-    """Return the rows that have labels, unit, and their labels; warn of what is left out or alone."""
+    """Return the rows that have labels, unit, and their labels; warn of what is left out or alone.
+
+    Raises: as `train_labelled`; TrainingDataError for fewer than `least_classes`, 1 or 2.
+    """
     check_labels(labels, row_count=embeddings.shape[0])
     check_training_rows(embeddings)
     chosen = np.flatnonzero([len(own) > 0 for own in labels])
@@ -264,7 +252,7 @@ def _labelled(
         raise TrainingDataError("no row has a label")
     kept = [tuple(dict.fromkeys(labels[row])) for row in chosen.tolist()]
     counts = Counter(chain.from_iterable(kept))
-    if len(counts) == 1:
+    if len(counts) < least_classes:
         raise TrainingDataError("one class only")
     rows = embeddings[chosen]
     check_training_rows(rows)
@@ -277,7 +265,7 @@ def _labelled(
     return unit_rows(rows.astype(np.float32)), kept
 
 
-def _class_vectors(labels: Labels) -> NDArray[np.float32]:
+def class_vectors(labels: Labels) -> NDArray[np.float32]:
     """Return which classes each row has, 0/1 float32 [n, classes]."""
     columns = {label: column for column, label in enumerate(dict.fromkeys(chain.from_iterable(labels)))}
     vectors = np.zeros((len(labels), len(columns)), dtype=np.float32)

@@ -80,7 +80,9 @@ class PairObjective:
             ((values[:size], codes[size:]), (values[size:], codes[:size]))
         ):
             if weights.logistic:
-                loss = loss + weights.logistic / 2 * self._logistic(queries, keys, similarity=similarity)
+                loss = loss + weights.logistic / 2 * self.scores.logistic(
+                    queries, keys, similarity=similarity
+                )
             if weights.snr:
                 snr = losses.nested(losses.snr_contrastive, self._prefixes)
                 loss = loss + weights.snr / 2 * snr(queries, keys, similarity=similarity)
@@ -93,18 +95,6 @@ class PairObjective:
                     *inputs, temperature=weights.temperature, excluded=excluded
                 )
         return loss
-
-    def _logistic(self, queries: Tensor, keys: Tensor, *, similarity: Tensor) -> Tensor:
-        """The logistic loss, mean over prefixes, each with its own scale and terms."""
-        parts = []
-        for index, count in enumerate(self._prefixes):
-            scale, bias = self.scores.terms(index, queries, keys)
-            parts.append(
-                losses.pair_logistic(
-                    queries[:, :count], keys[:, :count], similarity=similarity, scale=scale, bias=bias
-                )
-            )
-        return torch.stack(parts).mean()
 
     def _mined(self, coder: Coder, rows: Tensor) -> Tensor:
         """Return the codes of the negatives mined for some rows, [b, count, bits]."""

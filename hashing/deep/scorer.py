@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hashing.deep import losses
 from hashing.pair_scorer import PairScorer, PrefixScorer
 
 START_SCALE, START_BIAS = 8.0, -4.0
@@ -29,6 +30,20 @@ class PairScores(nn.Module):
         self.query_weights = nn.ParameterList([torch.zeros(count) for count in prefixes])
         self.code_weights = nn.ParameterList([torch.zeros(count) for count in prefixes])
 
+    @classmethod
+    def restored(cls, scorer: PairScorer) -> PairScores:
+        """Return what `exported` turns into `scorer`, to go on learning from there."""
+        scores = cls(tuple(scorer.prefixes))
+        with torch.no_grad():
+            for index, (count, own) in enumerate(scorer.prefixes.items()):
+                scores.scales[index], scores.biases[index] = own.scale, own.bias
+                for weights, weight in (
+                    (scores.query_weights, own.query_weight),
+                    (scores.code_weights, own.code_weight),
+                ):
+                    weights[index].copy_(torch.from_numpy(weight * np.float32(count**0.5)))
+        return scores
+
     def terms(self, index: int, queries: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Return s, and of each pair what is added to s cos(h, b), float [n], for the prefix of that index.
 
@@ -37,6 +52,22 @@ class PairScores(nn.Module):
         count = self.prefixes[index]
         linear = queries[:, :count] @ self.query_weights[index] + codes[:, :count] @ self.code_weights[index]
         return self.scales[index], linear / count**0.5 + self.biases[index]
+
+    def logistic(self, queries: Tensor, codes: Tensor, *, similarity: Tensor) -> Tensor:
+        """Return the logistic loss of its logits, mean over pairs and prefixes.
+
+        queries, codes: as of `terms`; codes may be near-bits that a gradient passes. similarity: [n] in [0,
+        1].
+        """
+        parts = []
+        for index, count in enumerate(self.prefixes):
+            scale, bias = self.terms(index, queries, codes)
+            parts.append(
+                losses.pair_logistic(
+                    queries[:, :count], codes[:, :count], similarity=similarity, scale=scale, bias=bias
+                )
+            )
+        return torch.stack(parts).mean()
 
     def exported(self) -> PairScorer:
         """Return it as arrays."""

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from hashing.deep.binarizers import LearnedThreshold
 from hashing.embeddings import CHUNK_ROWS
+from hashing.feature_tower import FeatureTower
 from hashing.projection import Projection
 from hashing.tower import InstanceMap, Tower
+
+LEAST_LENGTH = 1e-6
+"""Of a column of L: a shorter one is left as it is."""
 
 MEAN_TOLERANCE = 1e-5
 """Of the values h: how exactly a linear tower's shift must be the image of a mean of embeddings."""
@@ -91,6 +95,58 @@ class ResidualTower(LinearTower):
         return values
 
 
+class CentredTower(LinearTower):
+    """h = (x - m) L with a learned mean m, the form of a `Projection`."""
+
+    def __init__(self, weight: NDArray[np.float32], *, mean: NDArray[np.float32]) -> None:
+        super().__init__(weight)
+        self.mean = nn.Parameter(torch.tensor(mean))
+
+    def before_norm(self, embeddings: Tensor) -> Tensor:
+        """Map float [n, dim] to what the BatchNorm reads, float [n, code_bits]."""
+        values: Tensor = self.linear(embeddings - self.mean)
+        return values
+
+
+def restore(instance_map: InstanceMap, *, dropout: float = 0.0, input_dropout: float = 0.0) -> LinearTower:
+    """Return the tower that `export` turns into `instance_map`, to go on learning from there.
+
+    Its BatchNorm is a fixed scale, in training too (see `train_mode`): stored codes were made with it. Each
+    column of L is of length 1 before it, as where training starts, so that one learning rate fits both.
+    Raises: ValueError for a map that no tower was exported to.
+    """
+    if isinstance(instance_map, FeatureTower):
+        raise ValueError("a map with random features was solved in closed form and has no tower to restore")
+    linear = instance_map.weight if isinstance(instance_map, Projection) else instance_map.linear
+    lengths = np.linalg.norm(linear, axis=0).astype(np.float32)  # [code_bits]
+    lengths[lengths < LEAST_LENGTH] = 1
+    if isinstance(instance_map, Projection):
+        tower: LinearTower = CentredTower(linear / lengths, mean=instance_map.mean)
+    else:
+        tower = ResidualTower(
+            linear / lengths,
+            hidden_width=instance_map.hidden_width,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            threshold=True,
+        )
+        assert isinstance(tower, ResidualTower) and tower.threshold is not None
+        with torch.no_grad():
+            tower.up.weight.copy_(torch.tensor(instance_map.hidden.T / tower.input_scale))
+            tower.up.bias.copy_(torch.tensor(instance_map.hidden_bias))
+            tower.down.weight.copy_(torch.tensor((instance_map.output / lengths).T))
+            tower.threshold.linear.bias.copy_(torch.tensor(instance_map.offset))
+    assert tower.norm.running_var is not None
+    tower.norm.running_var.copy_(torch.tensor(lengths.astype(np.float64) ** -2 - tower.norm.eps))
+    return tower.eval()
+
+
+def train_mode(tower: LinearTower) -> None:
+    """Let dropout act, but leave the BatchNorm the scale that it is."""
+    tower.train()
+    tower.norm.eval()
+
+
 def settle(tower: LinearTower, rows: NDArray[np.float32]) -> None:
     """Take the statistics of the BatchNorm from all `rows`, float32 [n, dim], instead of the last batches.
 
@@ -126,6 +182,9 @@ def export(tower: LinearTower) -> InstanceMap:
     if tower.threshold is not None:
         linear = linear - _array(tower.threshold.linear.weight).T
         offset = offset + _array(tower.threshold.linear.bias)
+    if isinstance(tower, CentredTower):
+        assert not mean.any(), "the mean is that of the embeddings"
+        return Projection(mean=_float32(_array(tower.mean)), weight=_float32(linear))
     if not isinstance(tower, ResidualTower):
         input_mean = _mean_of(offset, linear, near=_array(tower.get_buffer("input_mean")))
         return Projection(mean=_float32(input_mean), weight=_float32(linear))

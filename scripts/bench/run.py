@@ -6,6 +6,7 @@ nearhit bench pairs --data DIR    the same question or not: codes and verifier o
 nearhit bench codes --data DIR    recall of codes, learned and not, against exact neighbours; class retrieval
 nearhit bench crossmodal --data DIR   from image to text and back: mAP beside reruns of published methods
 nearhit bench attack --data DIR   targeted attack on label codes, and training against it
+nearhit bench lifelong --data DIR  learning in steps while nothing stored changes, beside retraining
 nearhit bench build --data DIR    CPU, time and memory of a build against hnswlib's
 nearhit bench start               from a server's start to its first answer, at 1M entries
 nearhit bench swap                latency of lookups while a generation is built and swapped in
@@ -25,6 +26,7 @@ BENCHES = (
     "codes",
     "crossmodal",
     "attack",
+    "lifelong",
     "build",
     "start",
     "swap",

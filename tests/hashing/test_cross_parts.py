@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hashing.analytic import draw_features
 from hashing.class_codes import ClassCodes, issue_orthogonal
 from hashing.feature_tower import FeatureTower
-from hashing.kernel_ridge import FoldedRidge, grouped_precisions
-from hashing.metrics import average_precisions
+from hashing.kernel_ridge import FoldedRidge
+from hashing.metrics import average_precisions, grouped_precisions
 from hashing.semantic_targets import TARGET_CLASSES_LIMIT, label_targets, pair_targets, reconstruct_targets
 
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing.projection import fit_itq, fit_rotation
+from hashing import radius
+from hashing.projection import Projection, fit_itq, fit_rotation
 from hashing.radius import (
     COVERAGE,
     GRID_COUNT,
@@ -178,3 +179,59 @@ def test_tower_gets_the_radii_that_the_projection_it_equals_has_two_steps_on(dra
     for count, column in table.columns.items():
         farther = [*expected.columns[count][TOWER_STEPS:], *expected.columns[count][-1:] * TOWER_STEPS]
         np.testing.assert_allclose(column, farther, atol=4)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_radii_of_two_maps_hold_pairs_either_way(draw_clusters, *, swapped: bool) -> None:
+    rows, _ = draw_clusters(class_count=30, rows_per_class=60, dim=48, spread=0.6)
+    old = fit_itq(rows[:900], code_bits=128, iterations=10, seed=0)
+    noise = np.random.default_rng(0).standard_normal(old.weight.shape, dtype=np.float32)
+    new = Projection(mean=old.mean + np.float32(0.02), weight=old.weight + np.float32(0.05) * noise)
+    queries, stored = (old, new) if swapped else (new, old)
+    table = calibrate_radii(queries, rows[900:1500], seed=0, stored=stored)
+    check = rows[1500:]
+    cosine_distances = 1 - check @ check.T
+    flipped = np.cumsum((queries.project(check) > 0)[:, None] != (stored.project(check) > 0)[None], axis=2)
+    for distance in (1e-6, 0.1, 0.3, 0.6, 1.0):
+        near = flipped[cosine_distances <= distance]
+        within = [near[:, count - 1] <= limit for count, limit in table.radii(distance).items()]
+        assert np.all(within, axis=0).mean() > 0.99
+    alone = calibrate_radii(queries, rows[900:1500], seed=0)
+    assert table.columns[128][0] > alone.columns[128][0]
+    assert table == calibrate_radii(queries, rows[900:1500], seed=0, stored=stored)
+
+
+def test_radii_of_two_maps_cover_the_row_itself(draw_clusters, monkeypatch) -> None:
+    monkeypatch.setattr(radius, "SYNTHETIC_PAIRS", 1)
+    rows, _ = draw_clusters(class_count=5, rows_per_class=60)
+    old = fit_rotation(rows, code_bits=128, seed=0)
+    noise = np.random.default_rng(0).standard_normal(old.weight.shape, dtype=np.float32)
+    new = Projection(mean=old.mean, weight=old.weight + np.float32(0.1) * noise)
+    flipped = np.count_nonzero((new.project(rows) > 0) != (old.project(rows) > 0), axis=1)
+    assert calibrate_radii(new, rows, seed=0, stored=old).radii(0.0)[128] >= flipped.max()
+
+
+def test_radii_of_two_maps_are_the_same_whichever_asks(draw_clusters) -> None:
+    rows, _ = draw_clusters(class_count=5, rows_per_class=20)
+    first, second = (fit_rotation(rows, code_bits=64, seed=seed) for seed in (0, 1))
+    one = calibrate_radii(first, rows, seed=0, stored=second)
+    other = calibrate_radii(second, rows, seed=0, stored=first)
+    assert one == other
+
+
+def test_stored_map_as_the_projection_has_the_radii_of_one_map(draw_clusters) -> None:
+    rows, _ = draw_clusters(class_count=5, rows_per_class=20)
+    projection = fit_rotation(rows, code_bits=64, seed=0)
+    same = Projection(mean=projection.mean, weight=projection.weight)
+    one = calibrate_radii(projection, rows, seed=0)
+    two = calibrate_radii(projection, rows, seed=0, stored=same)
+    np.testing.assert_allclose(two.columns[64], one.columns[64], atol=1)
+
+
+@pytest.mark.parametrize(("dim", "code_bits"), [(16, 64), (32, 128)])
+def test_stored_map_of_another_shape_is_refused(draw_clusters, dim: int, code_bits: int) -> None:
+    rows, _ = draw_clusters(class_count=2, rows_per_class=10)
+    projection = fit_rotation(rows, code_bits=64, seed=0)
+    stored = fit_rotation(rows[:, :dim], code_bits=code_bits, seed=0)
+    with pytest.raises(ValueError, match="stored codes of"):
+        calibrate_radii(projection, rows, seed=0, stored=stored)

@@ -1,0 +1,196 @@
+"""Judge an encoder whose instance map was updated against the codes that its parent stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing.embeddings import as_rows, signs, unit_rows
+from hashing.errors import TrainingDataError
+from hashing.inference import Encoder
+from hashing.metrics import code_recall, top_columns
+from hashing.radius import COVERAGE, code_words, leading_distances
+
+RECALL_TOLERANCE = 0.02
+"""Loss of recall of exact neighbours that the gate lets pass, unless told otherwise."""
+
+FLIP_TOLERANCE = 0.01
+"""Share of right answers lost that the gate lets pass, unless told otherwise."""
+
+NEIGHBOUR_COUNT = 10
+CANDIDATE_COUNT = 100
+COVERAGE_DISTANCES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+COVERAGE_LEAST_PAIRS = 1000
+"""Fewer pairs within a distance cannot tell a coverage of COVERAGE from a lesser one."""
+
+QUERY_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutPairs:
+    """What no encoder has learned from. rows: float [n, dim], stored ones. queries: float [q, dim], none of
+    the rows. pairs: int64 [p, 3] of a query, a row, and 1 where they mean the same, else 0."""
+
+    rows: NDArray[np.floating]
+    queries: NDArray[np.floating]
+    pairs: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PairGateReport:
+    """What an update does to answers out of codes that the old encoder stored.
+
+    recall_before, recall_after: share of a query's NEIGHBOUR_COUNT exact nearest rows among its
+    CANDIDATE_COUNT nearest codes, by the old and by the new encoder's query. judged_count: queries with a
+    similar pair. right_before: share of them whose best candidate after an exact rerank is a row of a similar
+    pair. negative_flips, positive_flips: shares of them whose answer turns from right to wrong, and back; NaN
+    for none. coverage_before, coverage_after: the least share, over COVERAGE_DISTANCES
+    that COVERAGE_LEAST_PAIRS are within, of the pairs of query and row within it whose codes lie within all
+    of the old and of the new encoder's radii; NaN for no such distance. reasons: why not accepted; empty
+    otherwise.
+    """
+
+    recall_before: float
+    recall_after: float
+    judged_count: int
+    right_before: float
+    negative_flips: float
+    positive_flips: float
+    coverage_before: float
+    coverage_after: float
+    accepted: bool
+    reasons: tuple[str, ...]
+
+
+def evaluate_pair_update(
+    old: Encoder,
+    new: Encoder,
+    held_out: HeldOutPairs,
+    *,
+    modality: str = "text",
+    recall_tolerance: float = RECALL_TOLERANCE,
+    flip_tolerance: float = FLIP_TOLERANCE,
+) -> PairGateReport:
+    """Compare the new encoder's queries with the old one's, both on the codes that the old one made.
+
+    The new encoder is accepted iff recall falls by at most `recall_tolerance`, at most the share
+    `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), and its radii
+    hold COVERAGE, or as much as the old encoder's did. Cost O(queries x rows): pass a sample of a large
+    database.
+    Raises: TrainingDataError for no row, no query, or pairs of others; EmbeddingsError; DimensionError;
+    UnknownModalityError.
+    """
+    stored_values = old.instance_values(held_out.rows, modality=modality)
+    before_values = old.instance_values(held_out.queries, modality=modality)
+    after_values = new.instance_values(held_out.queries, modality=modality)
+    rows, queries = unit_rows(as_rows(held_out.rows)), unit_rows(as_rows(held_out.queries))
+    similar = _similar(held_out.pairs, query_count=len(queries), row_count=len(rows))
+    recalls, right = [], []
+    for values in (before_values, after_values):
+        recalls.append(
+            code_recall(
+                values,
+                stored_values,
+                queries=queries,
+                rows=rows,
+                truth_count=NEIGHBOUR_COUNT,
+                candidate_count=CANDIDATE_COUNT,
+            )
+        )
+        right.append(_right_answers(values, stored_values, similar, queries=queries, rows=rows))
+    before, after = right
+    negative, positive = _share(before & ~after), _share(~before & after)
+    covered_before, covered_after = (
+        _coverage(encoder, values, stored_values, queries=queries, rows=rows)
+        for encoder, values in ((old, before_values), (new, after_values))
+    )
+    reasons = []
+    if recalls[0] - recalls[1] > recall_tolerance:
+        reasons.append(
+            f"recall of neighbours falls from {recalls[0]:.4f} to {recalls[1]:.4f},"
+            f" tolerance {recall_tolerance}"
+        )
+    if negative > flip_tolerance:
+        reasons.append(f"{negative:.4f} of the answers turn wrong, tolerance {flip_tolerance}")
+    if covered_after < min(COVERAGE, covered_before):
+        reasons.append(
+            f"radii hold {covered_after:.5f} of the near pairs, expected {COVERAGE} or, as before,"
+            f" {covered_before:.5f}"
+        )
+    return PairGateReport(
+        recall_before=recalls[0],
+        recall_after=recalls[1],
+        judged_count=before.size,
+        right_before=_share(before),
+        negative_flips=negative,
+        positive_flips=positive,
+        coverage_before=covered_before,
+        coverage_after=covered_after,
+        accepted=not reasons,
+        reasons=tuple(reasons),
+    )
+
+
+def _similar(pairs: NDArray[np.int64], *, query_count: int, row_count: int) -> NDArray[np.int64]:
+    """Return query and row of the similar pairs, int64 [s, 2]. Raises: TrainingDataError."""
+    if query_count == 0 or row_count == 0:
+        raise TrainingDataError(f"{query_count} queries on {row_count} rows judge nothing")
+    outside = (pairs[:, :2] < 0) | (pairs[:, :2] >= [query_count, row_count])
+    for pair in np.flatnonzero(outside.any(axis=1))[:1]:
+        raise TrainingDataError(
+            f"pair {pair} refers to query {pairs[pair, 0]} and row {pairs[pair, 1]}, there are {query_count}"
+            f" and {row_count}"
+        )
+    return pairs[pairs[:, 2] == 1, :2]
+
+
+def _right_answers(
+    query_values: NDArray[np.float32],
+    stored_values: NDArray[np.float32],
+    similar: NDArray[np.int64],
+    *,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+) -> NDArray[np.bool_]:
+    """Tell of each query with a similar pair, in order, whether its answer is a row of one, bool [judged]."""
+    stored = signs(stored_values)
+    judged = np.unique(similar[:, 0])
+    answers = np.empty(judged.size, dtype=np.int64)
+    for start in range(0, judged.size, QUERY_CHUNK):
+        chunk = judged[start : start + QUERY_CHUNK]
+        candidates = top_columns(signs(query_values[chunk]) @ stored.T, count=CANDIDATE_COUNT)  # [chunk, c]
+        cosines = np.einsum("qd,qcd->qc", queries[chunk], rows[candidates])
+        best = cosines.argmax(axis=1)
+        answers[start : start + QUERY_CHUNK] = candidates[np.arange(chunk.size), best]
+    return np.isin(judged * len(rows) + answers, similar @ [len(rows), 1])
+
+
+def _coverage(
+    encoder: Encoder,
+    query_values: NDArray[np.float32],
+    stored_values: NDArray[np.float32],
+    *,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+) -> float:
+    counts = tuple(encoder.radius_table.columns)
+    query_words, stored_words = code_words(query_values > 0), code_words(stored_values > 0)
+    tables = [list(encoder.radii(distance).values()) for distance in COVERAGE_DISTANCES]
+    near_counts, held_counts = (np.zeros(len(COVERAGE_DISTANCES), dtype=np.int64) for _ in range(2))
+    for start in range(0, len(queries), QUERY_CHUNK):
+        cosine_distances = 1 - queries[start : start + QUERY_CHUNK] @ rows.T  # [chunk, n]
+        query, row = np.nonzero(cosine_distances <= max(COVERAGE_DISTANCES))
+        near = cosine_distances[query, row]
+        hamming = leading_distances(query_words[start + query], stored_words[row], counts=counts)
+        for index, (distance, radii) in enumerate(zip(COVERAGE_DISTANCES, tables, strict=True)):
+            within = near <= distance
+            near_counts[index] += np.count_nonzero(within)
+            held_counts[index] += np.count_nonzero((hamming[within] <= radii).all(axis=1))
+    known = near_counts >= COVERAGE_LEAST_PAIRS
+    return float((held_counts[known] / near_counts[known]).min()) if known.any() else float("nan")
+
+
+def _share(marks: NDArray[np.bool_]) -> float:
+    return float(marks.mean()) if marks.size else float("nan")

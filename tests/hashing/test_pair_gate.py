@@ -1,0 +1,167 @@
+"""The gate of an updated instance map, against brute force."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hashing import (
+    DimensionError,
+    EmbeddingsError,
+    Encoder,
+    TrainingDataError,
+    UnknownModalityError,
+    pair_gate,
+)
+from hashing.drift import fit_drift_reference
+from hashing.embeddings import signs
+from hashing.metrics import top_columns
+from hashing.pair_gate import HeldOutPairs, evaluate_pair_update
+from hashing.projection import Projection, fit_rotation
+from hashing.radius import RadiusTable
+
+BITS = 128
+COUNTS = (64, 128)
+
+
+def _encoder(projection: Projection, *, radius: int | None = None) -> Encoder:
+    table = RadiusTable.unlimited(BITS)
+    if radius is not None:
+        table = RadiusTable({64: (radius // 2,) * 100, 128: (radius,) * 100})
+    rows = np.eye(projection.dim, dtype=np.float32)
+    return Encoder(
+        projections={"text": projection},
+        radius_table=table,
+        drift_reference=fit_drift_reference(projection.project(rows)),
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out(draw_clusters) -> HeldOutPairs:
+    rows, _ = draw_clusters(class_count=40, rows_per_class=20)
+    queries, _ = draw_clusters(class_count=40, rows_per_class=2, seed=3)
+    rng = np.random.default_rng(0)
+    nearest = np.argmax(queries @ rows.T, axis=1)
+    similar = np.column_stack([np.arange(60), nearest[:60], np.ones(60, dtype=int)])
+    more = np.column_stack([np.arange(20), rng.integers(0, len(rows), 20), np.ones(20, dtype=int)])
+    other = np.column_stack([np.arange(80), nearest, np.zeros(80, dtype=int)])[60:]
+    return HeldOutPairs(rows=rows, queries=queries, pairs=np.concatenate([similar, more, other]))
+
+
+@pytest.fixture(scope="module")
+def old(held_out) -> Encoder:
+    return _encoder(fit_rotation(held_out.rows, code_bits=BITS, seed=0))
+
+
+def _moved(encoder: Encoder, *, by: float, radius: int | None = None) -> Encoder:
+    own = encoder.projections["text"]
+    noise = np.random.default_rng(1).standard_normal(own.weight.shape, dtype=np.float32)
+    return _encoder(Projection(mean=own.mean, weight=own.weight + np.float32(by) * noise), radius=radius)
+
+
+def test_figures_are_those_of_brute_force(held_out, old, monkeypatch) -> None:
+    monkeypatch.setattr(pair_gate, "CANDIDATE_COUNT", 3)  # few enough for some answers to be wrong before
+    new = _moved(old, by=0.1)
+    report = evaluate_pair_update(old, new, held_out, flip_tolerance=1.0, recall_tolerance=1.0)
+    right: dict[str, list[bool]] = {"old": [], "new": []}
+    recalls: dict[str, list[float]] = {"old": [], "new": []}
+    codes = signs(old.instance_bits(held_out.rows))
+    for name, encoder in (("old", old), ("new", new)):
+        for query, row in enumerate(held_out.queries):
+            # Which of equally distant codes are candidates is as `top_columns` has it.
+            candidates = top_columns(signs(encoder.instance_bits(row[None])) @ codes.T, count=3)[0]
+            cosines = held_out.rows @ row
+            recalls[name].append(np.isin(np.argsort(-cosines)[:10], candidates).mean())
+            similar = held_out.pairs[(held_out.pairs[:, 0] == query) & (held_out.pairs[:, 2] == 1), 1]
+            if similar.size:
+                right[name].append(max(candidates, key=lambda own: cosines[own]) in similar)
+    before, after = np.array(right["old"]), np.array(right["new"])
+    assert report.judged_count == 60 == before.size
+    assert report.right_before == before.mean()
+    assert report.negative_flips == (before & ~after).mean() > 0.1
+    assert report.positive_flips == (~before & after).mean() > 0
+    assert report.recall_before == pytest.approx(np.mean(recalls["old"]))
+    assert report.recall_after == pytest.approx(np.mean(recalls["new"]))
+    assert report.accepted and report.reasons == ()
+
+
+def test_coverage_is_the_least_share_within_all_radii(held_out, old, monkeypatch) -> None:
+    monkeypatch.setattr(pair_gate, "COVERAGE_LEAST_PAIRS", 30)
+    new = _moved(old, by=0.03, radius=40)
+    report = evaluate_pair_update(old, new, held_out)
+    cosine_distances = 1 - held_out.queries @ held_out.rows.T
+    flipped = new.instance_bits(held_out.queries)[:, None] != old.instance_bits(held_out.rows)[None]
+    within = np.ones(cosine_distances.shape, dtype=bool)
+    for count, radius in new.radii(0.1).items():
+        within &= np.count_nonzero(flipped[:, :, :count], axis=2) <= radius
+    shares = [
+        within[cosine_distances <= distance].mean()
+        for distance in pair_gate.COVERAGE_DISTANCES
+        if np.count_nonzero(cosine_distances <= distance) >= 30
+    ]
+    assert len(shares) > 1
+    assert report.coverage_after == pytest.approx(min(shares))
+    assert report.coverage_after < 0.999 < report.coverage_before == 1
+    assert not report.accepted
+    assert "radii hold" in report.reasons[-1]
+
+
+def test_radii_that_held_no_more_before_are_no_reason(held_out, old, monkeypatch) -> None:
+    monkeypatch.setattr(pair_gate, "COVERAGE_LEAST_PAIRS", 30)
+    tight = _moved(old, by=0.0, radius=20)
+    report = evaluate_pair_update(tight, tight, held_out)
+    assert report.coverage_after == report.coverage_before < 0.99
+    assert report.accepted
+
+
+def test_distances_of_few_pairs_judge_no_coverage(held_out, old, monkeypatch) -> None:
+    monkeypatch.setattr(pair_gate, "COVERAGE_LEAST_PAIRS", 10**9)
+    report = evaluate_pair_update(old, _moved(old, by=0.0, radius=0), held_out)
+    assert np.isnan(report.coverage_before) and np.isnan(report.coverage_after)
+    assert report.accepted
+
+
+def test_the_same_map_changes_nothing(held_out, old) -> None:
+    report = evaluate_pair_update(old, old, held_out, recall_tolerance=0.0, flip_tolerance=0.0)
+    assert report.accepted
+    assert report.negative_flips == report.positive_flips == 0
+    assert report.recall_before == report.recall_after
+
+
+@pytest.mark.parametrize(("tolerances", "message"), [((0.0, 1.0), "recall"), ((1.0, 0.0), "turn wrong")])
+def test_what_is_lost_beyond_a_tolerance_is_a_reason(held_out, old, tolerances, message: str) -> None:
+    new = _moved(old, by=0.5)
+    report = evaluate_pair_update(
+        old, new, held_out, recall_tolerance=tolerances[0], flip_tolerance=tolerances[1]
+    )
+    assert not report.accepted
+    assert len(report.reasons) == 1 and message in report.reasons[0]
+
+
+def test_without_a_similar_pair_no_answer_is_judged(held_out, old) -> None:
+    pairs = held_out.pairs[held_out.pairs[:, 2] == 0]
+    report = evaluate_pair_update(old, old, replace(held_out, pairs=pairs))
+    assert report.judged_count == 0
+    assert np.isnan(report.negative_flips)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"pairs": np.array([[80, 0, 1]])}, TrainingDataError),
+        ({"pairs": np.array([[0, 800, 1]])}, TrainingDataError),
+        ({"pairs": np.array([[-1, 0, 1]])}, TrainingDataError),
+        ({"queries": np.zeros((0, 32), dtype=np.float32)}, TrainingDataError),
+        ({"rows": np.zeros((0, 32), dtype=np.float32)}, TrainingDataError),
+        ({"queries": np.full((80, 32), np.nan)}, EmbeddingsError),
+        ({"rows": np.zeros((800, 8), dtype=np.float32)}, DimensionError),
+    ],
+)
+def test_what_judges_nothing_is_refused(held_out, old, changed, error) -> None:
+    with pytest.raises(error):
+        evaluate_pair_update(old, old, replace(held_out, **changed))
+
+
+def test_unknown_modality_is_refused(held_out, old) -> None:
+    with pytest.raises(UnknownModalityError):
+        evaluate_pair_update(old, old, held_out, modality="image")
