@@ -6,21 +6,28 @@ up at once. Entries without labels only feed the drift figure. With --queue a wo
 how far it is, and an interrupt ends the showing alone. Exit status 0 activated (with --queue alone: queued),
 3 nothing to learn, 4 rejected, 1 failed or cancelled.
 
+With --pairs it learns labelled pairs instead, by gradient (extra `train`), so that instance codes go on
+learning: new entries and queries get codes of the new encoder, whose queries search the stored ones too. It
+is activated if it finds neighbours and held-out duplicates on stored codes as well as before.
+
 Examples:
   nearhit update --cache faq
   nearhit update --cache faq --queue --follow
+  nearhit update --cache faq --pairs verdicts.jsonl
   nearhit jobs --cache faq
 """
 
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from scripts.arguments import CommandError, ProgressBars, add_config, add_json, print_result, read_config
 from scripts.follow_job import follow_job, job_values
+from scripts.pair_update import update_with_pairs
 from service import jobs
 from service.application import clock_ms
 from service.database import check_schema, open_engine, writing
@@ -33,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_json(parser)
     parser.add_argument("--cache", required=True)
+    parser.add_argument(
+        "--pairs", type=Path, metavar="FILE", help="labelled pairs, as of `nearhit train --pairs`"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --pairs; default %(default)s")
     parser.add_argument("--queue", action="store_true", help="leave it to a worker")
     parser.add_argument("--follow", action="store_true", help="with --queue: show its progress until it ends")
 
@@ -41,12 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Update."""
     if arguments.follow and not arguments.queue:
         raise CommandError("--follow goes with --queue")
+    if arguments.pairs is not None and arguments.queue:
+        raise CommandError("--pairs does not go with --queue: no worker reads the file")
     config = read_config(arguments)
     engine = open_engine(config.store)
     check_schema(engine)
     if arguments.queue:
         return _queue(engine, arguments)
     progress = ProgressBars(silent=arguments.json)
+    if arguments.pairs is not None:
+        learned = update_with_pairs(
+            engine, arguments.cache, arguments.pairs, config=config, seed=arguments.seed, progress=progress
+        )
+        progress.close()
+        return _print(learned, as_json=arguments.json)
     outcome = run_update(
         engine,
         arguments.cache,

@@ -1,0 +1,96 @@
+"""Instance codes that go on learning from pairs, by command."""
+
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch", reason="needs the extra train")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Answer = Callable[["subprocess.CompletedProcess[str]"], dict[str, Any]]
+
+DIM = 32
+SHARED = 16
+"""Leading dimensions that say which two rows mean the same; the others are noise."""
+
+
+def draw(count: int, *, seed: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, DIM))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_pairs(path: Path, *, count: int, seed: int) -> Path:
+    """Pairs of rows that share their leading dimensions (1), and of rows that share all others (0)."""
+    rng = np.random.default_rng(seed)
+    first, second = draw(count, seed=seed), draw(count, seed=seed + 1)
+    label = np.arange(count) % 2
+    same = rng.standard_normal((count, DIM)) * 0.02
+    second = (
+        np.where((np.arange(DIM) < SHARED) == (label[:, None] == 1), first, second) + same
+    )  # [count, DIM]
+    second /= np.linalg.norm(second, axis=1, keepdims=True)
+    pairs = np.column_stack([np.arange(count), np.arange(count) + count, label])
+    np.savez(path, embeddings=np.concatenate([first, second]).astype(np.float32), pairs=pairs)
+    return path
+
+
+def stored_codes(folder: Path) -> dict[str, tuple[bytes, str]]:
+    (database,) = folder.glob("*.db")
+    with sqlite3.connect(database) as connection:
+        found = connection.execute("SELECT name, code, encoder_id FROM entries")
+        return {name: (code, encoder) for name, code, encoder in found}
+
+
+@pytest.fixture
+def trained(nearhit: Run, tmp_path: Path) -> None:
+    """A cache of 300 coded rows."""
+    np.save(tmp_path / "rows.npy", draw(300, seed=9))
+    nearhit("build", "--cache", "faq", "--input", str(tmp_path / "rows.npy"), "--train")
+
+
+def test_pairs_are_learned_while_stored_codes_stay(
+    trained: None, nearhit: Run, answer: Answer, tmp_path: Path
+) -> None:
+    before = stored_codes(tmp_path)
+    pairs = write_pairs(tmp_path / "pairs.npz", count=1200, seed=1)
+    learned = answer(nearhit("update", "--cache", "faq", "--pairs", str(pairs), "--json", status=None))
+    assert learned["child_auc_256"] > learned["parent_auc_256"] + 0.02
+    assert learned["stored_auc_256"] > learned["parent_auc_256"]
+    assert stored_codes(tmp_path) == before
+    listed = [
+        json.loads(line) for line in nearhit("encoders", "--cache", "faq", "--json").stdout.splitlines()
+    ]
+    (child,) = [found for found in listed if found["parent"] is not None]
+    assert child["encoder"] == learned["encoder_id"]
+    assert child["state"] == ("active" if learned["accepted"] else "rejected")
+    assert child["metrics"]["recall_after"] == pytest.approx(learned["recall_after"])
+    nearhit("check")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"embeddings": np.eye(40, 31) + 0.1, "pairs": [[0, 1, 1]] * 3}, "dimensions, the cache's have 32"),
+        ({"embeddings": np.full((40, 32), np.nan), "pairs": [[0, 1, 1]]}, "holds NaN"),
+    ],
+)
+def test_bad_pairs_are_refused_and_nothing_changes(
+    trained: None, nearhit: Run, tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    refused = nearhit("update", "--cache", "faq", "--pairs", str(tmp_path / "pairs.npz"), status=1)
+    assert message in refused.stderr
+    assert len(nearhit("encoders", "--cache", "faq", "--json").stdout.splitlines()) == 1
+
+
+def test_a_worker_takes_no_pairs(trained: None, nearhit: Run) -> None:
+    refused = nearhit("update", "--cache", "faq", "--pairs", "x.npz", "--queue", status=1)
+    assert "--pairs does not go with --queue" in refused.stderr
