@@ -158,6 +158,12 @@ class ShiftMonitor:
         self._table = np.stack(columns, axis=1, dtype=np.int64)  # [bins, 5]
         self.restart()
 
+    @property
+    def earliest_start(self) -> int:
+        """The first observation that an alarm could name as `since` from now on."""
+        window = max(0, self.observed_count + 1 - WINDOW)
+        return min(self._farther.start, self._closer.start, window)
+
     def restart(self) -> None:
         """Forget the alarm and the evidence, and begin anew with the next observation."""
         self.alarm = None

@@ -175,13 +175,29 @@ def _fit_mixture(
     nearer = min(error / math.sqrt(variance), MIXTURE_SHARE / 2)
     null = probabilities * (1 + nearer * (moved - 1))
     mixture = probabilities * (1 + MIXTURE_SHARE * (moved - 1))
-    scores = np.rint(np.log(mixture / null) / NATS_PER_STEP).astype(np.int64)
+    scores = _rounded_scores(np.log(mixture / null) / NATS_PER_STEP, null)
     return scores, _cusum_limit(scores, null, rate=rate)
+
+
+def _rounded_scores(scores: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Counts:
+    """Return log-likelihood ratios as whole steps, lowered until rounding makes their evidence no stronger.
+
+    A likelihood ratio is 1 in the mean of what it is tested against; rounded to more than that, where one bin
+    holds most queries, scores drift upwards and no limit that is searched keeps alarms few.
+    """
+    for lowered in np.linspace(0, 0.5, 11):
+        rounded = np.rint(scores - lowered)
+        if (probabilities * np.exp(rounded * NATS_PER_STEP)).sum() <= 1:
+            break
+    steps: Counts = rounded.astype(np.int64)
+    return steps
 
 
 def _cusum_limit(scores: Counts, probabilities: NDArray[np.float64], *, rate: float) -> int:
     """Return the least limit that a CUSUM of such scores reaches once in 1 / rate steps or less often."""
     low, high = 1, math.ceil((1 - math.log(rate)) / NATS_PER_STEP)  # Lorden 1971: -log(rate) is enough
+    if scores.max() <= 0:
+        return high  # no query is evidence: it is never reached
     while high - low > 1:
         middle = (low + high) // 2
         if _steps_to_limit(scores, probabilities, limit=middle) * rate < 1:

@@ -28,6 +28,7 @@ COMMANDS = {
     "encoders": "scripts.list_encoders",
     "jobs": "scripts.list_jobs",
     "forget": "scripts.forget_rows",
+    "categories": "scripts.list_categories",
     "check": "scripts.check_cache",
     "bench": "scripts.bench.run",
     "demo": "scripts.demo",
@@ -38,7 +39,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, train-verifier, build, update, worker, jobs, encoders, forget, check
+  operate     train, train-verifier, build, update, worker, jobs, encoders, categories, forget, check
                                            (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """

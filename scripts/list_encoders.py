@@ -85,7 +85,7 @@ def _as_document(record: EncoderRecord, records: Sequence[EncoderRecord]) -> dic
         "state": record.state,
         "parent": record.parent_id,
         "previous": record.previous_id,
-        "create_time": _time(record.create_ms),
+        "create_time": to_time(record.create_ms),
         "entries_after_seq": first,
         "entries_to_seq": last,
         "classes": record.class_count,
@@ -100,7 +100,7 @@ def _line(depth: int, record: EncoderRecord, records: Sequence[EncoderRecord]) -
     reason = f" ({record.reason})" if record.reason else ""
     identity = f"{'  ' * depth}{record.encoder_id[:SHORT_ID_CHARS]}"
     return (
-        f"{identity:<24} {record.state:<9} {_time(record.create_ms)}  entries {first}..{last}"
+        f"{identity:<24} {record.state:<9} {to_time(record.create_ms)}  entries {first}..{last}"
         f"  classes {record.class_count}  {figures}{reason}"
     )
 
@@ -111,5 +111,6 @@ def _learned_range(record: EncoderRecord, records: Sequence[EncoderRecord]) -> t
     return parents.get(record.parent_id or "", 0), record.watermark
 
 
-def _time(moment_ms: int) -> str:
+def to_time(moment_ms: int) -> str:
+    """A time in milliseconds since the epoch as ISO 8601."""
     return datetime.fromtimestamp(moment_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

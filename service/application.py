@@ -18,6 +18,7 @@ from service.embedder import Embedder
 from service.errors import DeadlineError, StoreUnavailableError
 from service.refresher import Refresher, Replicas
 from service.search import VectorSearch
+from service.shift_watch import ShiftWatch
 from service.writer import Writer
 
 T = TypeVar("T")
@@ -37,7 +38,8 @@ class Application:
         self.config = config
         self.engine: Engine = open_engine(config.store)
         self.replicas = Replicas(self.engine, config)
-        self.accesses = AccessLog(max_entries=config.refresh.max_queued_accesses)
+        most = config.refresh.max_queued_accesses
+        self.accesses = AccessLog(max_entries=most, max_distances=most if config.shift.enabled else 0)
         self.embedder = Embedder(config.embedder) if config.embedder.model else None
         self.writer = Writer(
             self.engine,
@@ -54,6 +56,7 @@ class Application:
             writer=self.writer,
             accesses=self.accesses,
             compactor=self.compactor,
+            shifts=ShiftWatch(self.engine, config, accesses=self.accesses, clock=clock_ms),
             clock=clock_ms,
         )
         self.cache = SemanticCache(

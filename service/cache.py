@@ -2,6 +2,7 @@
 the category asks for it. No SQL, no write on this path."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class LookupAnswer:
 class _Found(NamedTuple):  # quicker to make than a dataclass
     """The entry that would be served and how it was found; without one, of the nearest.
 
+    nearest: distance of the nearest entry, infinite where none was examined; None: nothing was searched for.
     probability: as in LookupAnswer."""
 
     match: Match | None
@@ -115,6 +117,7 @@ class _Found(NamedTuple):  # quicker to make than a dataclass
     path: SearchPath | None = None
     candidates_examined: int = 0
     query_code: NDArray[np.uint64] | None = None
+    nearest: float | None = None
     probability: float | None = None
 
 
@@ -212,6 +215,8 @@ class SemanticCache:
             outcome=_COUNTED_AS.get(reason, "miss_count"),
             entry_id=match.entry_id if match and is_hit else None,
             now_ms=now_ms,
+            nearest=found.nearest if found else None,
+            is_stricter=lookup.threshold < lookup.category.policy.threshold,
         )
         entry, content_type, response, token = "", "", b"", ""
         if found is not None and match is not None:
@@ -299,7 +304,7 @@ def _find_fingerprint(
     match = None if key is None else index.find_fingerprint(partition, key, now_ms=now_ms)
     if match is None:
         return None
-    return _Found(match=match, reason=LookupReason.FINGERPRINT, distance=0.0)
+    return _Found(match=match, reason=LookupReason.FINGERPRINT, distance=0.0, nearest=0.0)
 
 
 def _find_nearest(
@@ -352,6 +357,7 @@ def _nearest(index: VectorIndex, request: SearchRequest, result: SearchResult) -
         path=result.path,
         candidates_examined=result.candidates_examined,
         query_code=next(iter(request.codes.values()), None),
+        nearest=math.inf if distance is None else distance,
     )
 
 

@@ -9,16 +9,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from hashing.shift_reference import BLOCK, LEAST_ROWS
 from service.errors import ConfigurationError
 
 MINILM_MODEL = "minilm"
 MOST_PAUSE_SECONDS = 3600.0  # between two attempts at a build
+MOST_REFERENCE_LOOKUPS = 65_536
 
 
 def _positive(section: str, **values: float) -> None:
     for key, value in values.items():
         if not 0 < value < math.inf:
             raise ConfigurationError(f"[{section}] {key}", f"must be over 0 and finite, is {value}")
+
+
+def _within(section: str, key: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigurationError(f"[{section}] {key}", f"must be in [{least}, {most}], is {value}")
 
 
 def _one_of(section: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -248,6 +255,23 @@ class CompactionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftConfig:
+    """Whether a server watches how near the lookups of each category come to what it holds, and raises an
+    alarm when that shifts. What is usual it learns from the first `reference_lookups` of a category: best so
+    many that days and weeks are in them. Without a shift there is an alarm in some 500,000 lookups, if not
+    more than `run_length` in a row depend on each other (a conversation, retries); a larger one makes alarms
+    later."""
+
+    enabled: bool = True
+    reference_lookups: int = 2_000
+    run_length: int = 1
+
+    def __post_init__(self) -> None:
+        _within("shift", "reference_lookups", self.reference_lookups, LEAST_ROWS, MOST_REFERENCE_LOOKUPS)
+        _within("shift", "run_length", self.run_length, 1, BLOCK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """Logs go to standard error, one event a line."""
 
@@ -270,6 +294,7 @@ class Config:
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 

@@ -9,6 +9,7 @@ from nearhit.v1 import resources_pb2 as pb
 
 from index.vector_index import VectorIndex
 from service.cache import check_threshold
+from service.category_shift import load_alarm
 from service.convert import (
     KEY_BYTES,
     TTL_MODE_NUMBERS,
@@ -27,6 +28,7 @@ from service.records import (
     JobRecord,
     ModalitySpec,
     Policy,
+    ShiftRecord,
     VerifierRecord,
 )
 
@@ -48,6 +50,12 @@ _ENCODER_STATES = {
 _VERIFIER_STATES = {
     "candidate": pb.Verifier.STATE_CANDIDATE,
     "active": pb.Verifier.STATE_ACTIVE,
+}
+_DIRECTIONS = {"farther": pb.Shift.DIRECTION_FARTHER, "closer": pb.Shift.DIRECTION_CLOSER}
+_SHIFT_STATES = {
+    "learning": pb.Shift.STATE_LEARNING,
+    "watching": pb.Shift.STATE_WATCHING,
+    "alarm": pb.Shift.STATE_ALARM,
 }
 _JOB_STATES = {
     "queued": pb.Job.STATE_QUEUED,
@@ -136,8 +144,8 @@ def check_mask(mask: FieldMask, settable: Sequence[str]) -> Sequence[str]:
     return list(mask.paths) or settable
 
 
-def from_category(cache: str, record: CategoryRecord) -> pb.Category:
-    """A category."""
+def from_category(cache: str, record: CategoryRecord, *, shift: ShiftRecord | None = None) -> pb.Category:
+    """A category. shift: None where it is not watched."""
     policy = record.policy
     category = pb.Category(
         name=child_name(cache, "categories", record.name),
@@ -159,7 +167,24 @@ def from_category(cache: str, record: CategoryRecord) -> pb.Category:
     )
     if policy.ttl_ms is not None:
         category.ttl.CopyFrom(to_duration(policy.ttl_ms))
+    if shift is not None:
+        category.shift.CopyFrom(from_shift(shift))
     return category
+
+
+def from_shift(record: ShiftRecord) -> pb.Shift:
+    """Whether the lookups of a category have shifted."""
+    message = pb.Shift(state=_SHIFT_STATES[record.stage], lookup_count=record.lookup_count)
+    if record.alarm_ms is None:
+        return message
+    message.alarm_time.CopyFrom(to_timestamp(record.alarm_ms))
+    alarm, since_ms = load_alarm(record.alarm)
+    if alarm is not None and since_ms is not None:
+        message.explanation = alarm.explain()
+        message.direction = _DIRECTIONS[alarm.direction]
+        message.size, message.limit, message.share = alarm.size, alarm.limit, alarm.share
+        message.since_time.CopyFrom(to_timestamp(since_ms))
+    return message
 
 
 def from_index(cache: str, categories: Mapping[int, str], index: VectorIndex) -> admin_pb.Index:

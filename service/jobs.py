@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, update
 
 from service.errors import NotFoundError, PreconditionError
 from service.keys import child_name
@@ -130,6 +130,12 @@ def ended_without_success(
     )
     found = connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).first()
     return None if found is None else JobRecord(**found._mapping)
+
+
+def newest_ms(connection: Connection, cache_id: int, *, kind: str) -> int:
+    """When the newest job of this kind was queued; 0 where there was none."""
+    query = select(func.max(jobs.c.create_ms)).where(jobs.c.cache_id == cache_id, jobs.c.kind == kind)
+    return connection.execute(query).scalar() or 0
 
 
 def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord:

@@ -198,6 +198,28 @@ class VerifierRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftRecord:
+    """One row of `shift_monitors`, less its keys.
+
+    reference, state, alarm: JSON of `category_shift`. alarm_ms: of an alarm that is not acknowledged.
+    """
+
+    version: int = 0
+    lookup_count: int = 0
+    reference: str | None = None
+    state: str = "{}"
+    alarm: str | None = None
+    alarm_ms: int | None = None
+
+    @property
+    def stage(self) -> str:
+        """Where it stands: learning | watching | alarm."""
+        if self.alarm_ms is not None:
+            return "alarm"
+        return "learning" if self.reference is None else "watching"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """One row of `jobs`."""
 

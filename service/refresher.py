@@ -21,6 +21,7 @@ from service.feed import prune_changes
 from service.keys import cache_name
 from service.replica import CacheReplica, read_versions
 from service.rows import read_cache
+from service.shift_watch import ShiftWatch
 from service.tables import requests
 from service.writer import Writer
 
@@ -131,6 +132,7 @@ class Refresher:
         accesses: AccessLog,
         compactor: Compactor,
         clock: Callable[[], int],
+        shifts: ShiftWatch | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
@@ -138,6 +140,7 @@ class Refresher:
         self._compactor = compactor
         self._writer = writer
         self._accesses = accesses
+        self._shifts = shifts
         self._clock = clock
         self._stopped = threading.Event()
         refresh = config.refresh
@@ -151,6 +154,7 @@ class Refresher:
             self._thread(
                 "upkeep",
                 (refresh.accesses_seconds, self.write_accesses),
+                (refresh.accesses_seconds, self.watch_shifts),
                 (refresh.expiry_seconds, self.delete_expired),
                 (_PRUNE_SECONDS, self.prune),
             ),
@@ -169,6 +173,9 @@ class Refresher:
             thread.join()
         self._compactor.stop()
         self._guarded(self.write_accesses)
+        if self._shifts is not None:
+            self._guarded(self._shifts.step)
+            self._guarded(self._shifts.save)
 
     def follow(self) -> None:
         """Bring every replica up to the store. Raises: StoreUnavailableError."""
@@ -191,6 +198,11 @@ class Refresher:
                 failure = error
         if failure is not None:
             raise failure
+
+    def watch_shifts(self) -> None:
+        """See whether what is looked up has shifted. Raises: StoreUnavailableError."""
+        if self._shifts is not None:
+            self._shifts.step()
 
     def compact(self) -> None:
         """Have a generation built where one pays, and see what the last build came to.

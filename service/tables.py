@@ -276,6 +276,28 @@ forgotten_rows = Table(
     Column("row_id", RowId, primary_key=True, autoincrement=False),
 )
 
+# What lookups of a category are like, and the alarm where they shifted. What is read in its place by each
+# replica is JSON as text: a damaged one must not keep the row from being read.
+shift_monitors = Table(
+    "shift_monitors",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column(
+        "category_id",
+        RowId,
+        ForeignKey("categories.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("version", BigInteger, nullable=False),  # changes with reference and alarm
+    Column("lookup_count", BigInteger, nullable=False),  # learned from, or watched since
+    Column("reference", Text),  # None: it is being learned
+    Column("state", Text, nullable=False),
+    Column("alarm", Text),
+    Column("alarm_ms", BigInteger),  # None: there is none, or it was acknowledged
+    Column("update_ms", BigInteger, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,

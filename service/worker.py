@@ -22,6 +22,7 @@ from service.inbox import FileLoader, Inbox, InboxFile, RefusedFileError
 from service.lease import Lease
 from service.records import CacheRecord, JobRecord
 from service.rows import read_caches
+from service.shift_store import shift_alarm_since
 from service.tables import caches
 from service.update import UpdateOutcome, read_unlearned, run_update
 
@@ -66,7 +67,10 @@ class Worker:
             stopped.wait(self._config.update.poll_seconds)
 
     def enqueue_due(self) -> int:
-        """Queue an update for each cache whose new labelled rows are due; return how many are queued."""
+        """Queue an update for each cache whose new labelled rows are due; return how many are queued.
+
+        A shift alarm makes one row enough, once: it must be newer than the last update.
+        """
         with reading(self._engine) as connection:
             found = read_caches(connection)
         queued = 0
@@ -87,9 +91,11 @@ class Worker:
             if jobs.ended_without_success(connection, cache.id, kind=jobs.UPDATE, after_ms=retry_ms):
                 return False
             waiting = read_unlearned(connection, cache)
+            last_ms = jobs.newest_ms(connection, cache.id, kind=jobs.UPDATE)
+            has_shifted = waiting.row_count > 0 and shift_alarm_since(connection, cache.id, last_ms)
         aged_ms = now_ms - int(update.max_age_seconds * 1000)
         aged = update.max_age_seconds > 0 and waiting.oldest_ms is not None and waiting.oldest_ms <= aged_ms
-        if waiting.row_count < update.min_labelled_rows and not aged:
+        if waiting.row_count < update.min_labelled_rows and not (aged or has_shifted):
             return False
         with writing(self._engine) as connection:
             jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=now_ms)

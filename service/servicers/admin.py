@@ -18,7 +18,7 @@ from service.database import reading
 from service.errors import InvalidRequestError
 from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child
 from service.paging import page_of
-from service.records import JobRecord, VerifierRecord
+from service.records import JobRecord, ShiftRecord, VerifierRecord
 from service.rows import (
     read_cache,
     read_caches,
@@ -28,6 +28,7 @@ from service.rows import (
     read_jobs,
     read_verifiers,
 )
+from service.shift_store import acknowledge_shift, read_shift, read_shifts
 from service.transaction import CacheTransaction
 from service.verifiers import activate_verifier, deactivate_verifier
 
@@ -103,15 +104,13 @@ class AdminServicer(AdminServiceServicer):
             ),
             context,
         )
-        return convert.from_category(cache, record)
+        return convert.from_category(cache, record, shift=self._watched(ShiftRecord()))
 
     def GetCategory(self, request: admin_pb.GetCategoryRequest, context: grpc.ServicerContext) -> pb.Category:
         """Read a category."""
         cache, name = parse_child(request.name, "categories")
         with reading(self._app.engine) as connection:
-            return convert.from_category(
-                cache, read_category(connection, read_cache(connection, cache), name)
-            )
+            return self._category(connection, cache, name)
 
     def ListCategories(
         self, request: admin_pb.ListCategoriesRequest, context: grpc.ServicerContext
@@ -119,7 +118,9 @@ class AdminServicer(AdminServiceServicer):
         """List a cache's categories by name."""
         cache = parse_cache(request.parent)
         with reading(self._app.engine) as connection:
-            found = read_categories(connection, read_cache(connection, cache).id)
+            owner = read_cache(connection, cache)
+            found = read_categories(connection, owner.id)
+            shifts = read_shifts(connection, owner.id)
         page, token = page_of(
             found,
             listing=f"{request.parent}/categories",
@@ -128,7 +129,13 @@ class AdminServicer(AdminServiceServicer):
             key=lambda record: record.name,
         )
         return admin_pb.ListCategoriesResponse(
-            categories=[convert.from_category(cache, record) for record in page], next_page_token=token
+            categories=[
+                convert.from_category(
+                    cache, record, shift=self._watched(shifts.get(record.id, ShiftRecord()))
+                )
+                for record in page
+            ],
+            next_page_token=token,
         )
 
     def UpdateCategory(
@@ -144,8 +151,7 @@ class AdminServicer(AdminServiceServicer):
                 tx.connection, cache, name, etag=request.category.etag, changed=changed
             )
             store.shrink_to_quota(tx, record.id)
-            owner = read_cache(tx.connection, cache)
-            return convert.from_category(cache, read_category(tx.connection, owner, name))
+            return self._category(tx.connection, cache, name)
 
         answer = self._app.writer.submit(cache_id, change, changes_settings=True)
         return await_write(answer, timeout_seconds=time_limit(context))
@@ -157,6 +163,19 @@ class AdminServicer(AdminServiceServicer):
             lambda connection: registry.delete_category(connection, cache, name, etag=request.etag), context
         )
         return Empty()
+
+    def AcknowledgeShift(
+        self, request: admin_pb.AcknowledgeShiftRequest, context: grpc.ServicerContext
+    ) -> pb.Category:
+        """Clear a category's shift alarm and learn anew what is usual."""
+        cache, name = parse_child(request.name, "categories")
+
+        def acknowledge(connection: Connection) -> pb.Category:
+            record = read_category(connection, read_cache(connection, cache), name)
+            acknowledge_shift(connection, record, now_ms=clock_ms())
+            return self._category(connection, cache, name)
+
+        return self._write(acknowledge, context)
 
     def GetIndex(self, request: admin_pb.GetIndexRequest, context: grpc.ServicerContext) -> admin_pb.Index:
         """Describe the index that this replica serves."""
@@ -291,6 +310,13 @@ class AdminServicer(AdminServiceServicer):
             return jobs.cancel(connection, read_cache(connection, cache), name, now_ms=clock_ms())
 
         return convert.from_job(cache, self._write(cancel, context))
+
+    def _category(self, connection: Connection, cache: str, name: str) -> pb.Category:
+        record = read_category(connection, read_cache(connection, cache), name)
+        return convert.from_category(cache, record, shift=self._watched(read_shift(connection, record)))
+
+    def _watched(self, shift: ShiftRecord) -> ShiftRecord | None:
+        return shift if self._app.config.shift.enabled else None
 
     def _set_verifier(
         self,

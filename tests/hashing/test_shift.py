@@ -14,9 +14,11 @@ from hashing.errors import ConfigError, EmbeddingsError, ShiftStateError, Traini
 from hashing.shift import ShiftAlarm, ShiftMonitor, restore_monitor
 from hashing.shift_reference import (
     BLOCK,
+    NATS_PER_STEP,
     WINDOW,
     ShiftReference,
     _cusum_limit,
+    _rounded_scores,
     _steps_to_limit,
     fit_shift_reference,
     reference_from_numbers,
@@ -363,3 +365,48 @@ def test_an_alarm_explains_what_moved_and_by_how_much(reference: ShiftReference)
         f"(evidence {alarm.size:.1f} nats, alarm at {alarm.limit:.1f})."
     )
     assert "repeats" in replace(alarm, direction="closer", statistic="window").explain()
+
+
+def test_no_alarm_goes_back_beyond_where_it_may(reference: ShiftReference) -> None:
+    draw = np.random.default_rng(6)
+    for moved in (0.3, 0.04, -0.2):
+        monitor = ShiftMonitor(reference, category="faq")
+        assert monitor.observe(draw_known(draw, 3_000)) is None
+        for _ in range(1_000):
+            earliest = monitor.earliest_start
+            alarm = monitor.observe(draw_known(draw, 7) + moved)
+            if alarm is not None:
+                break
+        assert alarm is not None and 2_000 < earliest <= alarm.since
+
+
+def with_equal(rng: np.random.Generator, count: int, *, share: float) -> Distances:
+    """Best distances of which this share is equal, and the largest."""
+    return np.where(rng.random(count) < share, 1.0, draw_known(rng, count))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.95])
+def test_where_most_distances_are_equal_alarms_are_as_few(share: float) -> None:
+    draw = np.random.default_rng(8)
+    for _ in range(3):
+        monitor = ShiftMonitor(fit_shift_reference(with_equal(draw, 2_000, share=share)), category="faq")
+        for _ in range(6):
+            assert monitor.observe(with_equal(draw, 10_000, share=share)) is None
+
+
+def test_where_no_distance_can_be_farther_closer_ones_are_still_found() -> None:
+    draw = np.random.default_rng(9)
+    monitor = ShiftMonitor(fit_shift_reference(with_equal(draw, 2_000, share=0.96)), category="faq")
+    alarm = monitor.observe(with_equal(draw, 200, share=0.5))
+    assert alarm is not None and alarm.direction == "closer"
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=20), st.lists(st.floats(0.3, 3), min_size=20))
+def test_rounding_makes_no_evidence_stronger(weights: list[float], ratios: list[float]) -> None:
+    probabilities = np.array(weights) / sum(weights)
+    ratio = np.array(ratios[: len(weights)])
+    ratio /= (probabilities * ratio).sum()
+    exact = np.log(ratio) / NATS_PER_STEP
+    rounded = _rounded_scores(exact, probabilities)
+    assert (probabilities * np.exp(rounded * NATS_PER_STEP)).sum() <= 1 + 1e-9
+    assert (np.abs(rounded - exact) <= 1).all()

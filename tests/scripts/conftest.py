@@ -49,6 +49,7 @@ def nearhit(config_path: Path) -> Run:
             "worker",
             "jobs",
             "encoders",
+            "categories",
             "forget",
             "check",
         }

@@ -86,7 +86,7 @@ class Asker:
         with reading(engine) as connection:
             record = read_cache(connection, self.cache.name)
         self.replica = CacheReplica(engine, record, search=SearchConfig(), data_dir=self.data_dir)
-        self.accesses = AccessLog(max_entries=100)
+        self.accesses = AccessLog(max_entries=100, max_distances=100)
         self.lookups = SemanticCache(
             accesses=self.accesses, embedder=None, clock=lambda: NOW_MS, min_seq_wait_seconds=0.0
         )
@@ -169,6 +169,17 @@ def test_entry_that_the_verifier_refuses_is_a_miss(asker: Asker) -> None:
     assert answer.distance == pytest.approx(1 - np.cos(0.1), abs=1e-3)
     counted = asker.accesses.drain()[asker.cache.id]
     assert (dict(counted.outcomes), counted.hits) == ({(asker.category, "miss_count"): 1}, {})
+
+
+def test_a_shift_is_watched_by_the_nearest_entry_whichever_is_served(asker: Asker) -> None:
+    asker.put("near", angle=0.1)
+    asker.put("far", angle=0.5)
+    asker.verified_by(Opinion({"near": 0.1, "far": 0.9}))
+    assert asker.ask("q")[0].response == b"far"
+    asker.verified_by(Opinion({"near": 0.1, "far": 0.1}))
+    assert not asker.ask("q")[0].is_hit
+    left = asker.accesses.drain_distances([asker.category])[asker.category]
+    assert left.own.tolist() == pytest.approx([1 - np.cos(0.1)] * 2, abs=1e-3)
 
 
 def test_second_nearest_is_served_where_the_nearest_is_refused(asker: Asker) -> None:

@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from nearhit.v1 import resources_pb2 as nearhit_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1enearhit/v1/admin_service.proto\x12\nnearhit.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1anearhit/v1/resources.proto\"H\n\x12\x43reateCacheRequest\x12\x10\n\x08\x63\x61\x63he_id\x18\x01 \x01(\t\x12 \n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Cache\"\x1f\n\x0fGetCacheRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListCachesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListCachesResponse\x12!\n\x06\x63\x61\x63hes\x18\x01 \x03(\x0b\x32\x11.nearhit.v1.Cache\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x12UpdateCacheRequest\x12 \n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Cache\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x12\x44\x65leteCacheRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"d\n\x15\x43reateCategoryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61tegory_id\x18\x02 \x01(\t\x12&\n\x08\x63\x61tegory\x18\x03 \x01(\x0b\x32\x14.nearhit.v1.Category\"\"\n\x12GetCategoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15ListCategoriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x16ListCategoriesResponse\x12(\n\ncategories\x18\x01 \x03(\x0b\x32\x14.nearhit.v1.Category\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x15UpdateCategoryRequest\x12&\n\x08\x63\x61tegory\x18\x01 \x01(\x0b\x32\x14.nearhit.v1.Category\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"3\n\x15\x44\x65leteCategoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1f\n\x0fGetIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x97\x02\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12+\n\x08segments\x18\x05 \x03(\x0b\x32\x19.nearhit.v1.Index.Segment\x1a\x9c\x01\n\x07Segment\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0e\n\x06sealed\x18\x04 \x01(\x08\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12\x12\n\nlive_count\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x11\n\thas_graph\x18\x08 \x01(\x08\"L\n\x13ListEncodersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.nearhit.v1.Encoder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x41\x63tivateEncoderRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x16RollbackEncoderRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"M\n\x14ListVerifiersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListVerifiersResponse\x12\'\n\tverifiers\x18\x01 \x03(\x0b\x32\x14.nearhit.v1.Verifier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17\x41\x63tivateVerifierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\")\n\x19\x44\x65\x61\x63tivateVerifierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1c\n\x03job\x18\x02 \x01(\x0b\x32\x0f.nearhit.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.nearhit.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xf7\x0b\n\x0c\x41\x64minService\x12@\n\x0b\x43reateCache\x12\x1e.nearhit.v1.CreateCacheRequest\x1a\x11.nearhit.v1.Cache\x12:\n\x08GetCache\x12\x1b.nearhit.v1.GetCacheRequest\x1a\x11.nearhit.v1.Cache\x12K\n\nListCaches\x12\x1d.nearhit.v1.ListCachesRequest\x1a\x1e.nearhit.v1.ListCachesResponse\x12@\n\x0bUpdateCache\x12\x1e.nearhit.v1.UpdateCacheRequest\x1a\x11.nearhit.v1.Cache\x12\x45\n\x0b\x44\x65leteCache\x12\x1e.nearhit.v1.DeleteCacheRequest\x1a\x16.google.protobuf.Empty\x12I\n\x0e\x43reateCategory\x12!.nearhit.v1.CreateCategoryRequest\x1a\x14.nearhit.v1.Category\x12\x43\n\x0bGetCategory\x12\x1e.nearhit.v1.GetCategoryRequest\x1a\x14.nearhit.v1.Category\x12W\n\x0eListCategories\x12!.nearhit.v1.ListCategoriesRequest\x1a\".nearhit.v1.ListCategoriesResponse\x12I\n\x0eUpdateCategory\x12!.nearhit.v1.UpdateCategoryRequest\x1a\x14.nearhit.v1.Category\x12K\n\x0e\x44\x65leteCategory\x12!.nearhit.v1.DeleteCategoryRequest\x1a\x16.google.protobuf.Empty\x12:\n\x08GetIndex\x12\x1b.nearhit.v1.GetIndexRequest\x1a\x11.nearhit.v1.Index\x12Q\n\x0cListEncoders\x12\x1f.nearhit.v1.ListEncodersRequest\x1a .nearhit.v1.ListEncodersResponse\x12J\n\x0f\x41\x63tivateEncoder\x12\".nearhit.v1.ActivateEncoderRequest\x1a\x13.nearhit.v1.Encoder\x12J\n\x0fRollbackEncoder\x12\".nearhit.v1.RollbackEncoderRequest\x1a\x13.nearhit.v1.Encoder\x12T\n\rListVerifiers\x12 .nearhit.v1.ListVerifiersRequest\x1a!.nearhit.v1.ListVerifiersResponse\x12M\n\x10\x41\x63tivateVerifier\x12#.nearhit.v1.ActivateVerifierRequest\x1a\x14.nearhit.v1.Verifier\x12Q\n\x12\x44\x65\x61\x63tivateVerifier\x12%.nearhit.v1.DeactivateVerifierRequest\x1a\x14.nearhit.v1.Verifier\x12:\n\tCreateJob\x12\x1c.nearhit.v1.CreateJobRequest\x1a\x0f.nearhit.v1.Job\x12\x34\n\x06GetJob\x12\x19.nearhit.v1.GetJobRequest\x1a\x0f.nearhit.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.nearhit.v1.ListJobsRequest\x1a\x1c.nearhit.v1.ListJobsResponse\x12:\n\tCancelJob\x12\x1c.nearhit.v1.CancelJobRequest\x1a\x0f.nearhit.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1enearhit/v1/admin_service.proto\x12\nnearhit.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1anearhit/v1/resources.proto\"H\n\x12\x43reateCacheRequest\x12\x10\n\x08\x63\x61\x63he_id\x18\x01 \x01(\t\x12 \n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Cache\"\x1f\n\x0fGetCacheRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListCachesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListCachesResponse\x12!\n\x06\x63\x61\x63hes\x18\x01 \x03(\x0b\x32\x11.nearhit.v1.Cache\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x12UpdateCacheRequest\x12 \n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Cache\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x12\x44\x65leteCacheRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"d\n\x15\x43reateCategoryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61tegory_id\x18\x02 \x01(\t\x12&\n\x08\x63\x61tegory\x18\x03 \x01(\x0b\x32\x14.nearhit.v1.Category\"\"\n\x12GetCategoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15ListCategoriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x16ListCategoriesResponse\x12(\n\ncategories\x18\x01 \x03(\x0b\x32\x14.nearhit.v1.Category\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x15UpdateCategoryRequest\x12&\n\x08\x63\x61tegory\x18\x01 \x01(\x0b\x32\x14.nearhit.v1.Category\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"3\n\x15\x44\x65leteCategoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\'\n\x17\x41\x63knowledgeShiftRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fGetIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x97\x02\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12+\n\x08segments\x18\x05 \x03(\x0b\x32\x19.nearhit.v1.Index.Segment\x1a\x9c\x01\n\x07Segment\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0e\n\x06sealed\x18\x04 \x01(\x08\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12\x12\n\nlive_count\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x11\n\thas_graph\x18\x08 \x01(\x08\"L\n\x13ListEncodersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.nearhit.v1.Encoder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x41\x63tivateEncoderRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x16RollbackEncoderRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"M\n\x14ListVerifiersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListVerifiersResponse\x12\'\n\tverifiers\x18\x01 \x03(\x0b\x32\x14.nearhit.v1.Verifier\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17\x41\x63tivateVerifierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\")\n\x19\x44\x65\x61\x63tivateVerifierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1c\n\x03job\x18\x02 \x01(\x0b\x32\x0f.nearhit.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.nearhit.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xc6\x0c\n\x0c\x41\x64minService\x12@\n\x0b\x43reateCache\x12\x1e.nearhit.v1.CreateCacheRequest\x1a\x11.nearhit.v1.Cache\x12:\n\x08GetCache\x12\x1b.nearhit.v1.GetCacheRequest\x1a\x11.nearhit.v1.Cache\x12K\n\nListCaches\x12\x1d.nearhit.v1.ListCachesRequest\x1a\x1e.nearhit.v1.ListCachesResponse\x12@\n\x0bUpdateCache\x12\x1e.nearhit.v1.UpdateCacheRequest\x1a\x11.nearhit.v1.Cache\x12\x45\n\x0b\x44\x65leteCache\x12\x1e.nearhit.v1.DeleteCacheRequest\x1a\x16.google.protobuf.Empty\x12I\n\x0e\x43reateCategory\x12!.nearhit.v1.CreateCategoryRequest\x1a\x14.nearhit.v1.Category\x12\x43\n\x0bGetCategory\x12\x1e.nearhit.v1.GetCategoryRequest\x1a\x14.nearhit.v1.Category\x12W\n\x0eListCategories\x12!.nearhit.v1.ListCategoriesRequest\x1a\".nearhit.v1.ListCategoriesResponse\x12I\n\x0eUpdateCategory\x12!.nearhit.v1.UpdateCategoryRequest\x1a\x14.nearhit.v1.Category\x12K\n\x0e\x44\x65leteCategory\x12!.nearhit.v1.DeleteCategoryRequest\x1a\x16.google.protobuf.Empty\x12M\n\x10\x41\x63knowledgeShift\x12#.nearhit.v1.AcknowledgeShiftRequest\x1a\x14.nearhit.v1.Category\x12:\n\x08GetIndex\x12\x1b.nearhit.v1.GetIndexRequest\x1a\x11.nearhit.v1.Index\x12Q\n\x0cListEncoders\x12\x1f.nearhit.v1.ListEncodersRequest\x1a .nearhit.v1.ListEncodersResponse\x12J\n\x0f\x41\x63tivateEncoder\x12\".nearhit.v1.ActivateEncoderRequest\x1a\x13.nearhit.v1.Encoder\x12J\n\x0fRollbackEncoder\x12\".nearhit.v1.RollbackEncoderRequest\x1a\x13.nearhit.v1.Encoder\x12T\n\rListVerifiers\x12 .nearhit.v1.ListVerifiersRequest\x1a!.nearhit.v1.ListVerifiersResponse\x12M\n\x10\x41\x63tivateVerifier\x12#.nearhit.v1.ActivateVerifierRequest\x1a\x14.nearhit.v1.Verifier\x12Q\n\x12\x44\x65\x61\x63tivateVerifier\x12%.nearhit.v1.DeactivateVerifierRequest\x1a\x14.nearhit.v1.Verifier\x12:\n\tCreateJob\x12\x1c.nearhit.v1.CreateJobRequest\x1a\x0f.nearhit.v1.Job\x12\x34\n\x06GetJob\x12\x19.nearhit.v1.GetJobRequest\x1a\x0f.nearhit.v1.Job\x12\x45\n\x08ListJobs\x12\x1b.nearhit.v1.ListJobsRequest\x1a\x1c.nearhit.v1.ListJobsResponse\x12:\n\tCancelJob\x12\x1c.nearhit.v1.CancelJobRequest\x1a\x0f.nearhit.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,38 +58,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATECATEGORYREQUEST']._serialized_end=964
   _globals['_DELETECATEGORYREQUEST']._serialized_start=966
   _globals['_DELETECATEGORYREQUEST']._serialized_end=1017
-  _globals['_GETINDEXREQUEST']._serialized_start=1019
-  _globals['_GETINDEXREQUEST']._serialized_end=1050
-  _globals['_INDEX']._serialized_start=1053
-  _globals['_INDEX']._serialized_end=1332
-  _globals['_INDEX_SEGMENT']._serialized_start=1176
-  _globals['_INDEX_SEGMENT']._serialized_end=1332
-  _globals['_LISTENCODERSREQUEST']._serialized_start=1334
-  _globals['_LISTENCODERSREQUEST']._serialized_end=1410
-  _globals['_LISTENCODERSRESPONSE']._serialized_start=1412
-  _globals['_LISTENCODERSRESPONSE']._serialized_end=1498
-  _globals['_ACTIVATEENCODERREQUEST']._serialized_start=1500
-  _globals['_ACTIVATEENCODERREQUEST']._serialized_end=1538
-  _globals['_ROLLBACKENCODERREQUEST']._serialized_start=1540
-  _globals['_ROLLBACKENCODERREQUEST']._serialized_end=1580
-  _globals['_LISTVERIFIERSREQUEST']._serialized_start=1582
-  _globals['_LISTVERIFIERSREQUEST']._serialized_end=1659
-  _globals['_LISTVERIFIERSRESPONSE']._serialized_start=1661
-  _globals['_LISTVERIFIERSRESPONSE']._serialized_end=1750
-  _globals['_ACTIVATEVERIFIERREQUEST']._serialized_start=1752
-  _globals['_ACTIVATEVERIFIERREQUEST']._serialized_end=1791
-  _globals['_DEACTIVATEVERIFIERREQUEST']._serialized_start=1793
-  _globals['_DEACTIVATEVERIFIERREQUEST']._serialized_end=1834
-  _globals['_CREATEJOBREQUEST']._serialized_start=1836
-  _globals['_CREATEJOBREQUEST']._serialized_end=1900
-  _globals['_GETJOBREQUEST']._serialized_start=1902
-  _globals['_GETJOBREQUEST']._serialized_end=1931
-  _globals['_LISTJOBSREQUEST']._serialized_start=1933
-  _globals['_LISTJOBSREQUEST']._serialized_end=2005
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2007
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2081
-  _globals['_CANCELJOBREQUEST']._serialized_start=2083
-  _globals['_CANCELJOBREQUEST']._serialized_end=2115
-  _globals['_ADMINSERVICE']._serialized_start=2118
-  _globals['_ADMINSERVICE']._serialized_end=3645
+  _globals['_ACKNOWLEDGESHIFTREQUEST']._serialized_start=1019
+  _globals['_ACKNOWLEDGESHIFTREQUEST']._serialized_end=1058
+  _globals['_GETINDEXREQUEST']._serialized_start=1060
+  _globals['_GETINDEXREQUEST']._serialized_end=1091
+  _globals['_INDEX']._serialized_start=1094
+  _globals['_INDEX']._serialized_end=1373
+  _globals['_INDEX_SEGMENT']._serialized_start=1217
+  _globals['_INDEX_SEGMENT']._serialized_end=1373
+  _globals['_LISTENCODERSREQUEST']._serialized_start=1375
+  _globals['_LISTENCODERSREQUEST']._serialized_end=1451
+  _globals['_LISTENCODERSRESPONSE']._serialized_start=1453
+  _globals['_LISTENCODERSRESPONSE']._serialized_end=1539
+  _globals['_ACTIVATEENCODERREQUEST']._serialized_start=1541
+  _globals['_ACTIVATEENCODERREQUEST']._serialized_end=1579
+  _globals['_ROLLBACKENCODERREQUEST']._serialized_start=1581
+  _globals['_ROLLBACKENCODERREQUEST']._serialized_end=1621
+  _globals['_LISTVERIFIERSREQUEST']._serialized_start=1623
+  _globals['_LISTVERIFIERSREQUEST']._serialized_end=1700
+  _globals['_LISTVERIFIERSRESPONSE']._serialized_start=1702
+  _globals['_LISTVERIFIERSRESPONSE']._serialized_end=1791
+  _globals['_ACTIVATEVERIFIERREQUEST']._serialized_start=1793
+  _globals['_ACTIVATEVERIFIERREQUEST']._serialized_end=1832
+  _globals['_DEACTIVATEVERIFIERREQUEST']._serialized_start=1834
+  _globals['_DEACTIVATEVERIFIERREQUEST']._serialized_end=1875
+  _globals['_CREATEJOBREQUEST']._serialized_start=1877
+  _globals['_CREATEJOBREQUEST']._serialized_end=1941
+  _globals['_GETJOBREQUEST']._serialized_start=1943
+  _globals['_GETJOBREQUEST']._serialized_end=1972
+  _globals['_LISTJOBSREQUEST']._serialized_start=1974
+  _globals['_LISTJOBSREQUEST']._serialized_end=2046
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2048
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2122
+  _globals['_CANCELJOBREQUEST']._serialized_start=2124
+  _globals['_CANCELJOBREQUEST']._serialized_end=2156
+  _globals['_ADMINSERVICE']._serialized_start=2159
+  _globals['_ADMINSERVICE']._serialized_end=3765
 # @@protoc_insertion_point(module_scope)

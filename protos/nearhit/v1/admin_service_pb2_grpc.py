@@ -87,6 +87,11 @@ class AdminServiceStub(object):
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.AcknowledgeShift = channel.unary_unary(
+                '/nearhit.v1.AdminService/AcknowledgeShift',
+                request_serializer=nearhit_dot_v1_dot_admin__service__pb2.AcknowledgeShiftRequest.SerializeToString,
+                response_deserializer=nearhit_dot_v1_dot_resources__pb2.Category.FromString,
+                _registered_method=True)
         self.GetIndex = channel.unary_unary(
                 '/nearhit.v1.AdminService/GetIndex',
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.GetIndexRequest.SerializeToString,
@@ -213,6 +218,14 @@ class AdminServiceServicer(object):
 
     def DeleteCategory(self, request, context):
         """Deletes a category with its entries.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeShift(self, request, context):
+        """Clears a category's shift alarm, and has what is usual of its lookups learned anew from the next ones: also
+        where there is no alarm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -350,6 +363,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DeleteCategory,
                     request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'AcknowledgeShift': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeShift,
+                    request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.AcknowledgeShiftRequest.FromString,
+                    response_serializer=nearhit_dot_v1_dot_resources__pb2.Category.SerializeToString,
             ),
             'GetIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIndex,
@@ -678,6 +696,33 @@ class AdminService(object):
             '/nearhit.v1.AdminService/DeleteCategory',
             nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeShift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.AdminService/AcknowledgeShift',
+            nearhit_dot_v1_dot_admin__service__pb2.AcknowledgeShiftRequest.SerializeToString,
+            nearhit_dot_v1_dot_resources__pb2.Category.FromString,
             options,
             channel_credentials,
             insecure,

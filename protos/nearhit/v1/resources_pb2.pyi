@@ -86,7 +86,7 @@ class Modality(_message.Message):
     def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ...) -> None: ...
 
 class Category(_message.Message):
-    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability")
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift")
     NAME_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class Category(_message.Message):
     SHADOW_HIT_COUNT_FIELD_NUMBER: _ClassVar[int]
     BYPASS_COUNT_FIELD_NUMBER: _ClassVar[int]
     MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
     name: str
     threshold: float
     ttl: _duration_pb2.Duration
@@ -121,7 +122,48 @@ class Category(_message.Message):
     shadow_hit_count: int
     bypass_count: int
     min_probability: float
-    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ...) -> None: ...
+    shift: Shift
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ...) -> None: ...
+
+class Shift(_message.Message):
+    __slots__ = ("state", "lookup_count", "explanation", "direction", "size", "limit", "share", "since_time", "alarm_time")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Shift.State]
+        STATE_LEARNING: _ClassVar[Shift.State]
+        STATE_WATCHING: _ClassVar[Shift.State]
+        STATE_ALARM: _ClassVar[Shift.State]
+    STATE_UNSPECIFIED: Shift.State
+    STATE_LEARNING: Shift.State
+    STATE_WATCHING: Shift.State
+    STATE_ALARM: Shift.State
+    class Direction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DIRECTION_UNSPECIFIED: _ClassVar[Shift.Direction]
+        DIRECTION_FARTHER: _ClassVar[Shift.Direction]
+        DIRECTION_CLOSER: _ClassVar[Shift.Direction]
+    DIRECTION_UNSPECIFIED: Shift.Direction
+    DIRECTION_FARTHER: Shift.Direction
+    DIRECTION_CLOSER: Shift.Direction
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ALARM_TIME_FIELD_NUMBER: _ClassVar[int]
+    state: Shift.State
+    lookup_count: int
+    explanation: str
+    direction: Shift.Direction
+    size: float
+    limit: float
+    share: float
+    since_time: _timestamp_pb2.Timestamp
+    alarm_time: _timestamp_pb2.Timestamp
+    def __init__(self, state: _Optional[_Union[Shift.State, str]] = ..., lookup_count: _Optional[int] = ..., explanation: _Optional[str] = ..., direction: _Optional[_Union[Shift.Direction, str]] = ..., size: _Optional[float] = ..., limit: _Optional[float] = ..., share: _Optional[float] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., alarm_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Entry(_message.Message):
     __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder")
