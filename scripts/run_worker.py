@@ -1,8 +1,8 @@
 """Run jobs until SIGTERM or SIGINT: updates that were asked for or are due, and files of the inbox.
 
 An update is due once enough labelled entries wait, or one of them for long, or one at an alarm that what is
-looked up has shifted (`nearhit categories`); files that appear in the folder `[update] inbox` are loaded. Runs
-beside the servers, never inside one, at low priority; several workers may share a store, and then the inbox.
+looked up has shifted (`nearhit categories`); files that appear in the folder `[update] inbox` are loaded.
+Runs beside the servers, never inside one, at low priority; several workers may share a store, and the inbox.
 """
 
 import argparse
