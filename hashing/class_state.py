@@ -31,9 +31,6 @@ REMOVED_SHARE = 0.25
 LEAST_PIVOT = 0.03
 """Smallest pivot of what remains of removed rows, in a factor; below it float32 has too few digits."""
 
-SAMPLE_ROWS = 4096
-"""Rows at most that directions are drawn along."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassSolution:
@@ -106,19 +103,9 @@ class ClassState:
             array.setflags(write=False)
 
     @classmethod
-    def empty(
-        cls, dim: int, *, config: EncoderConfig, rows: NDArray[np.floating] | None = None
-    ) -> ClassState:
-        """Return the state before the first row, for embeddings of `dim` dimensions.
-
-        rows: float [n, dim], rows of the kind to be learned, labelled or not, along which the features are
-        drawn; like an instance projection they keep what they took of these rows. None for even features.
-        Raises: EmbeddingsError; DimensionError.
-        """
-        sample = None
-        if rows is not None and rows.shape[0]:
-            sample = as_rows(rows[:: -(-rows.shape[0] // SAMPLE_ROWS)], dim=dim)
-        features = draw_quadratic(dim, count=config.feature_count, seed=config.seed, rows=sample)
+    def empty(cls, dim: int, *, config: EncoderConfig) -> ClassState:
+        """Return the state before the first row, for embeddings of `dim` dimensions."""
+        features = draw_quadratic(dim, count=config.feature_count, seed=config.seed)
         return cls(
             features=features,
             class_codes=ClassCodes.empty(label_bits=config.label_bits, seed=config.seed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashing.analytic import LabelHead, LabelState, RandomFeatures
 from hashing.class_scores import ClassHead, QuadraticFeatures
@@ -17,15 +16,11 @@ LearnedState = LabelState | ClassState
 """What learns. Both have `issue`, `with_codes`, `add`, `remove`, `solved` and `head`."""
 
 
-def empty_state(dim: int, *, config: EncoderConfig, rows: NDArray[np.floating] | None = None) -> LearnedState:
-    """Return the state of `config.label_method` before the first row, for embeddings of `dim` dimensions.
-
-    rows: float [n, dim], rows of the kind to be learned, labelled or not; see `ClassState.empty`.
-    Raises: EmbeddingsError; DimensionError.
-    """
+def empty_state(dim: int, *, config: EncoderConfig) -> LearnedState:
+    """Return the state of `config.label_method` before the first row, for embeddings of `dim` dimensions."""
     if config.label_method == "regression":
         return LabelState.empty(dim, config=config)
-    return ClassState.empty(dim, config=config, rows=rows)
+    return ClassState.empty(dim, config=config)
 
 
 def same_features(

@@ -6,7 +6,8 @@ them are destroyed, the one that serves is renewed without it; stored codes of o
 Files of generations are removed, the index is built anew, and SQLite's file is rewritten. A server may go on
 meanwhile. Interrupted, run it again: it finishes.
 
-Exit status 0 forgotten, 3 nothing is selected (traces on disk are erased all the same), 4 forgotten, but the
+Exit status 0 forgotten, 3 nothing is selected (what was deleted before is erased from disk all the same: the
+index is built anew), 4 forgotten, but the
 report names problems.
 
 Examples:
@@ -139,6 +140,8 @@ def _outcome(report: ForgetReport) -> str:
 def _in_words(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_in_words(own)}" for name, own in value.items())
+    if value is None:
+        return "unknown"
     if isinstance(value, tuple):
         return "; ".join(str(_in_words(own)) for own in value)
     return value

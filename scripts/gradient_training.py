@@ -3,9 +3,11 @@
 import argparse
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sqlalchemy import Engine
 
 from hashing.trainer import Progress, TrainedEncoder
@@ -15,8 +17,7 @@ from scripts.training_files import TrainingRows, item_numbers, read_pairs, read_
 from service.application import clock_ms
 from service.config import Config
 from service.database import reading
-from service.learned_rows import LearnedRow
-from service.learning import keep_encoder, read_training_rows
+from service.learning import StoredRows, keep_encoder, read_training_rows
 from service.records import CacheRecord, EncoderRecord
 from service.registry import issued_class_codes
 
@@ -91,9 +92,9 @@ def wants_gradient(arguments: argparse.Namespace) -> bool:
 
 def train_by_gradient(
     engine: Engine, cache: CacheRecord, arguments: argparse.Namespace, *, config: Config, progress: Progress
-) -> tuple[TrainedEncoder, int, Sequence[LearnedRow]]:
+) -> tuple[TrainedEncoder, int, StoredRows]:
     """Train an encoder of the cache's bits; returns it, the seq up to which it has seen entries, and those
-    of them that have taught it labels.
+    of them that it has read, with those that have taught it labels.
 
     Raises: CommandError for files that cannot be read, without torch, or for modalities and dimensions that
     are not the cache's; ConfigError, TrainingDataError, EmbeddingsError before time is spent.
@@ -111,7 +112,7 @@ def train_by_gradient(
     except tomllib.TOMLDecodeError as error:
         raise CommandError(f"{arguments.training}: {error}") from error
     losses = training.losses
-    training_set, watermark, teaching = _training_set(
+    training_set, watermark, stored = _training_set(
         engine,
         cache,
         arguments,
@@ -136,7 +137,7 @@ def train_by_gradient(
         checkpoint=arguments.checkpoint,
         progress=progress,
     )
-    return trained, watermark, teaching
+    return trained, watermark, stored
 
 
 def train_text_preset(
@@ -220,9 +221,9 @@ def _training_set(
     *,
     config: Config,
     reads_labels: bool,
-) -> tuple["TrainingSet", int, Sequence[LearnedRow]]:
+) -> tuple["TrainingSet", int, StoredRows]:
     """The training set, the seq up to which it holds the cache's entries (0 where it is out of files), and
-    those of them whose labels it holds.
+    those entries; `teaching`: whose labels it holds.
 
     Labels of one class alone are left out unless a loss reads them (and refuses them).
     """
@@ -251,7 +252,7 @@ def _training_set(
                 view_dims=views,
             ),
             0,
-            (),
+            StoredRows([], np.empty((0, 0), dtype=np.float32), []),
         )
     stored = read_training_rows(engine, cache, modality=arguments.modality)
     least = 1 if reads_labels else 2
@@ -259,7 +260,7 @@ def _training_set(
     return (
         TrainingSet(embeddings={arguments.modality: stored.vectors}, labels=labels, view_dims=views),
         cache.seq,
-        stored.teaching if labels else (),
+        stored if labels else replace(stored, teaching=()),
     )
 
 

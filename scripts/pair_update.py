@@ -1,5 +1,6 @@
 """Continue the instance codes of a cache's active encoder with labelled pairs, by gradient."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ def update_with_pairs(
     nothing better was found) and `accepted`.
 
     Raises: CommandError for a file that cannot be read, without torch, or embeddings of other dimensions;
-    PreconditionError without an active encoder, or where another became active meanwhile; HashingError for
-    pairs that cannot be learned from.
+    PreconditionError without an active encoder, or where another became active or a stored row was forgotten
+    meanwhile; HashingError for pairs that cannot be learned from.
     """
     try:
         from hashing.deep.lifelong import update_pairs
@@ -59,9 +60,8 @@ def update_with_pairs(
         record = read_cache(connection, cache)
         parent = _active_encoder(connection, record)
         modality = next(iter(parent.projections))
-        stored = read_rows(
-            connection, of_modality(record, modality), most=MAX_REHEARSED_ROWS + MAX_GATE_ROWS
-        ).vectors
+        read = read_rows(connection, of_modality(record, modality), most=MAX_REHEARSED_ROWS + MAX_GATE_ROWS)
+        stored = read.vectors
     labelled = read_pairs(pairs_file, rows=None, embedder=config.embedder, cache=record)
     rows = labelled.rows.embeddings
     if rows.shape[1] != parent.modalities[modality]:
@@ -92,7 +92,9 @@ def update_with_pairs(
     held_out = _held_out(LabelledPairs(split.validation, labelled.rows), stored[judged])
     gate = evaluate_pair_update(parent, learned.encoder, held_out, modality=modality)
     progress("judge", 1, 1)
-    _register(engine, record, parent, learned.encoder, gate, figures, config=config)
+    _register(
+        engine, record, parent, learned.encoder, gate, figures, read_row_ids=read.row_ids, config=config
+    )
     return {"encoder_id": learned.encoder.encoder_id, **asdict(gate), **figures}
 
 
@@ -124,6 +126,7 @@ def _register(
     gate: PairGateReport,
     figures: dict[str, float],
     *,
+    read_row_ids: Sequence[int],
     config: Config,
 ) -> None:
     """Keep the child with its figures, and activate it where the gate has accepted it, in one transaction."""
@@ -148,6 +151,7 @@ def _register(
             state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
             reason="; ".join(gate.reasons),
             metrics=figures | {name: value for name, value in judged.items() if not np.isnan(value)},
+            read_row_ids=read_row_ids,
             untraced_row_count=before.untraced_row_count,
             now_ms=clock_ms(),
         )

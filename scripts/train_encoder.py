@@ -91,11 +91,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.preset == TEXT_PRESET:
         encoder, written = train_text_encoder(engine, cache, arguments, progress=progress)
     elif wants_gradient(arguments):
-        trained, watermark, teaching = train_by_gradient(
+        trained, watermark, stored = train_by_gradient(
             engine, cache, arguments, config=config, progress=progress
         )
         encoder = keep_encoder(
-            engine, cache, trained, watermark=watermark, teaching=teaching, now_ms=clock_ms()
+            engine,
+            cache,
+            trained,
+            watermark=watermark,
+            read_row_ids=stored.row_ids,
+            teaching=stored.teaching,
+            now_ms=clock_ms(),
         )
     elif arguments.crossmodal:
         encoder = train_crossmodal_from_store(

@@ -90,6 +90,7 @@ def train_crossmodal_from_store(
             learning_state=dump_state(state) if state else None,
             watermark=record.seq,
             learned=teaching,
+            read_row_ids=list(chain.from_iterable(own.row_ids for own in rows.values())),
             now_ms=now_ms,
         )
 

@@ -18,6 +18,7 @@ from index.manifest import build_lock, current_generation, read_manifest, remove
 from service.config import Config
 from service.database import reading
 from service.dropped_generations import remove_unlisted
+from service.errors import PreconditionError
 from service.generations import Progress, build_index
 from service.records import CacheRecord
 from service.replica import index_root, is_listed
@@ -98,6 +99,11 @@ def erase_generations(
                 with reading(engine) as connection:
                     removed += remove_unlisted(connection, record, root)
             return ErasedFiles(removed=tuple(removed), built=built, problems=())
+        except PreconditionError as error:
+            if error.reason != "GENERATION_DROPPED":
+                raise
+            problem = f"{root}: no generation was built, run this again: {error}"
+            return ErasedFiles(removed=tuple(removed), built=built, problems=(problem,))
         except BuildInProgressError:
             if time.monotonic() >= deadline:
                 problem = f"{root}: a build goes on that may hold forgotten rows: run this again after it"

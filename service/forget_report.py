@@ -23,10 +23,11 @@ FOLLOW_ROUNDS = 10
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptParts:
     """What is not subtracted from. encoders: their instance parts and radii were fitted on rows of the cache,
-    all together. untraced: encoder -> rows of files in its label part. verifiers: trained from files."""
+    all together. untraced: encoder -> rows of files in its label part, None: nobody knows what
+    it has learned. verifiers: trained from files."""
 
     encoders: tuple[str, ...]
-    untraced: dict[str, int]
+    untraced: dict[str, int | None]
     verifiers: tuple[str, ...]
 
 
@@ -150,7 +151,7 @@ def _kept(connection: Connection, record: CacheRecord) -> KeptParts:
     alive = [own for own in read_encoders(connection, record.id) if own.state != DESTROYED]
     return KeptParts(
         encoders=tuple(own.encoder_id for own in alive),
-        untraced={own.encoder_id: own.untraced_row_count for own in alive if own.untraced_row_count},
+        untraced={own.encoder_id: own.untraced_row_count for own in alive if own.untraced_row_count != 0},
         verifiers=tuple(own.verifier_id for own in read_verifiers(connection, record.id)),
     )
 
@@ -160,6 +161,8 @@ def _notes(cache: str, kept: KeptParts, *, is_sqlite: bool, rewrite: bool) -> tu
     notes = [
         "servers follow within moments; one that cannot reach the store serves what it had until it can",
         "backups of the database and copies of its files are the operator's to remove",
+        "files that an inbox has loaded stay in its `loaded/` folders until the operator removes them",
+        "names of labels stay in what finished jobs report",
     ]
     if kept.encoders:
         notes.append(

@@ -96,8 +96,9 @@ def forget_rows(
 ) -> StoreChanges:
     """Take what the selection means out of the store and out of all label parts, in one transaction.
 
-    Generations built so far are dropped: from the commit on they are refused everywhere. What label parts are
-    without the rows is computed before, without a lock. clock: ms.
+    Generations built so far are dropped: from the commit on they are refused everywhere; where nothing is
+    selected too, as they may hold rows that were deleted since, whose names nobody knows any more. What label
+    parts are without the rows is computed before, without a lock. clock: ms.
 
     Raises:
         InvalidRequestError: the selection names nothing.
@@ -114,8 +115,7 @@ def forget_rows(
         tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
         record = read_cache_by_id(connection, record.id)
         plan = _plan(connection, record, selection)
-        if not plan.row_ids and not plan.names:
-            return _changes(plan, 0, 0, {})
+        _drop_generations(tx)
         renewals = {
             key[0]: made[key] if key in made else renew(connection, record.id, key, destroyed=plan.destroyed)
             for key in plan.renewals
@@ -131,10 +131,6 @@ def forget_rows(
         learned_count = delete_learned(connection, record.id, plan.learned_ids)
         assert learned_count == len(plan.learned_ids), "selected in this transaction"
         delete_unlearned(connection, record.id)
-        kept = generations.c.dropped_ms.is_(None)
-        dropped = update(generations).where(generations.c.cache_id == record.id, kept)
-        connection.execute(dropped.values(dropped_ms=tx.now_ms))
-        bump_config(connection, record.id)
         renewed = {encoder_id: own.encoder.encoder_id for encoder_id, own in renewals.items()}
     return _changes(plan, verdicts, answers, renewed)
 
@@ -212,6 +208,14 @@ def _carried(connection: Connection, cache_id: int, without: Sequence[int]) -> s
         for encoder_id, count in connection.execute(counted.where(entries.c.id.in_(chunk))):
             counts[encoder_id] -= count
     return {encoder_id for encoder_id, count in counts.items() if count}
+
+
+def _drop_generations(tx: CacheTransaction) -> None:
+    """Stand by no generation built so far, and tell every replica."""
+    kept = generations.c.dropped_ms.is_(None)
+    dropped = update(generations).where(generations.c.cache_id == tx.cache_id, kept)
+    tx.connection.execute(dropped.values(dropped_ms=tx.now_ms))
+    bump_config(tx.connection, tx.cache_id)
 
 
 def _delete_rows(tx: CacheTransaction, plan: _Plan) -> int:

@@ -157,8 +157,14 @@ def replace_encoders(
 ) -> None:
     """Register the renewed children, activate that of the active encoder, and empty what is destroyed.
 
-    A child searches whatever its parent did; there is nothing to roll back to.
+    A child searches whatever its parent did, and is rolled back to what its parent was, unless that one is
+    destroyed.
     """
+    surviving = {
+        record.encoder_id
+        for record in read_encoders(connection, cache.id)
+        if record.state != registry.DESTROYED and record.encoder_id not in destroyed
+    }
     for encoder_id, renewal in renewals.items():
         registry.register_encoder(
             connection,
@@ -174,7 +180,10 @@ def replace_encoders(
         add_members(connection, cache.id, renewal.encoder.encoder_id, renewal.row_ids)
         if encoder_id == cache.active_encoder_id:
             child_id = renewal.encoder.encoder_id
-            registry.make_active(connection, cache, child_id, previous_id=None)
+            previous_id = destroyed[encoder_id].previous_id
+            if previous_id not in surviving:
+                previous_id = None
+            registry.make_active(connection, cache, child_id, previous_id=previous_id)
     for encoder_id, record in destroyed.items():
         figures = {name: v for name, v in record.metrics.items() if not name.startswith(_LABEL_FIGURES)}
         same = (encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder_id)

@@ -73,11 +73,7 @@ def keep_learned(connection: Connection, cache_id: int, encoder_id: str, rows: S
     Raises: PreconditionError: one of them was forgotten since it was read.
     """
     row_ids = [row.row_id for row in rows]
-    if forgotten := present(connection, cache_id, row_ids, forgotten_rows.c.row_id):
-        raise PreconditionError(
-            f"{len(forgotten)} rows were forgotten while an encoder learned from them: train again",
-            reason="ROWS_FORGOTTEN",
-        )
+    refuse_forgotten(connection, cache_id, row_ids)
     known = present(connection, cache_id, row_ids, learned_rows.c.row_id)
     fresh = [
         {
@@ -96,6 +92,15 @@ def keep_learned(connection: Connection, cache_id: int, encoder_id: str, rows: S
     if fresh:
         connection.execute(insert(learned_rows), fresh)
     add_members(connection, cache_id, encoder_id, row_ids)
+
+
+def refuse_forgotten(connection: Connection, cache_id: int, row_ids: Sequence[int]) -> None:
+    """Raise PreconditionError if one of the rows that an encoder was trained on was forgotten since."""
+    if forgotten := present(connection, cache_id, row_ids, forgotten_rows.c.row_id):
+        raise PreconditionError(
+            f"{len(forgotten)} rows were forgotten while an encoder learned from them: train again",
+            reason="ROWS_FORGOTTEN",
+        )
 
 
 def add_members(connection: Connection, cache_id: int, encoder_id: str, row_ids: Collection[int]) -> None:

@@ -66,7 +66,7 @@ def train_from_store(
 
     Raises:
         NotFoundError: no such cache.
-        PreconditionError: bits that are not the cache's.
+        PreconditionError: bits that are not the cache's, or a row was forgotten while it was learned from.
         TrainingDataError, EmbeddingsError: what is stored cannot be learned from.
     """
     with reading(engine) as connection:
@@ -83,7 +83,15 @@ def train_from_store(
         class_codes=issued,
         progress=progress,
     )
-    return keep_encoder(engine, record, trained, watermark=record.seq, teaching=rows.teaching, now_ms=now_ms)
+    return keep_encoder(
+        engine,
+        record,
+        trained,
+        watermark=record.seq,
+        read_row_ids=rows.row_ids,
+        teaching=rows.teaching,
+        now_ms=now_ms,
+    )
 
 
 def read_training_rows(engine: Engine, record: CacheRecord, *, modality: str) -> StoredRows:
@@ -102,13 +110,15 @@ def keep_encoder(
     trained: TrainedEncoder,
     *,
     watermark: int,
+    read_row_ids: Sequence[int] = (),
     teaching: Sequence[LearnedRow] = (),
     now_ms: int,
 ) -> EncoderRecord:
     """Register a trained encoder as candidate.
 
-    watermark: the seq up to which it has seen entries. teaching: those of them that its label part, where it
-    has one, was learned from; what its state holds beyond them is from files.
+    watermark: the seq up to which it has seen entries. read_row_ids: those that it was trained on. teaching:
+    those of them that its label part, where it has one, was learned from; what its state holds beyond them is
+    from files.
 
     Raises: PreconditionError: one of them was forgotten since it was read.
     """
@@ -122,6 +132,7 @@ def keep_encoder(
             learning_state=learning_state,
             watermark=watermark,
             learned=learned,
+            read_row_ids=read_row_ids,
             untraced_row_count=trained.state.row_count - len(learned) if trained.state else 0,
             now_ms=now_ms,
         )

@@ -21,7 +21,7 @@ from service.errors import (
     PreconditionError,
 )
 from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
-from service.learned_rows import LearnedRow, keep_learned
+from service.learned_rows import LearnedRow, keep_learned, refuse_forgotten
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
 from service.rows import read_cache, read_category, read_encoder, read_verifiers, read_weights
 from service.tables import caches, calibrations, categories, class_codes, encoders, entries, learned_by
@@ -161,6 +161,7 @@ def register_encoder(
     reason: str = "",
     metrics: Mapping[str, float] | None = None,
     learned: Sequence[LearnedRow] = (),
+    read_row_ids: Sequence[int] = (),
     untraced_row_count: int | None = 0,
     now_ms: int,
 ) -> EncoderRecord:
@@ -168,13 +169,15 @@ def register_encoder(
 
     The same encoder again keeps what is there, but where it was rejected the new verdict counts, and where it
     was destroyed it is there again. `metrics` are added to the encoder's own. learned: the rows that its
-    label parts have beyond its parent's. untraced_row_count: those that no store has; None: nobody knows.
+    label parts have beyond its parent's. read_row_ids: all that it was trained on, labelled or not.
+    untraced_row_count: those that no store has; None: nobody knows.
 
     Raises:
         NotFoundError: the cache was deleted.
-        PreconditionError: one of the learned rows was forgotten since it was read.
+        PreconditionError: one of the rows that it learned or read was forgotten since.
     """
     lock_cache(connection, cache.id)
+    refuse_forgotten(connection, cache.id, read_row_ids)
     same = and_(encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.encoder_id)
     known = connection.execute(select(encoders.c.state).where(same)).scalar()
     others = set(trusted)

@@ -111,7 +111,7 @@ def run_update(
             conclude(connection, outcome)
         return outcome
     if state is None:
-        state = _first_state(record, rows=learned)
+        state = empty_state(learned.vectors.shape[1], config=EncoderConfig(label_bits=record.label_bits))
     if class_codes is not None and len(class_codes) > len(state.class_codes):
         state = state.with_codes(class_codes)  # those of encoders that were rolled back stay issued
     result = update_labels(
@@ -275,12 +275,6 @@ def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, 
     encoder = load_encoder(row.weights)
     state = None if row.learning_state is None else load_state(row.learning_state)
     return encoder, state, _seen_to(connection, record.id, encoder.encoder_id)
-
-
-def _first_state(record: CacheRecord, *, rows: StoredRows) -> LearnedState:
-    """The state before the first labelled row, its features drawn along the rows to learn."""
-    config = EncoderConfig(label_bits=record.label_bits)
-    return empty_state(rows.vectors.shape[1], config=config, rows=rows.vectors)
 
 
 def _split(rows: StoredRows) -> tuple[StoredRows, StoredRows]:

@@ -203,7 +203,7 @@ def _removal(steps: Sequence[LabelledStep], *, seed: int, quick: bool) -> Iterat
     order = np.random.default_rng(seed).permutation(len(everything.rows))
     count = max(1, round(REMOVED_SHARE * order.size))
     gone, rest = _rows_of(everything, order[:count]), _rows_of(everything, order[count:])
-    fresh = empty_state(state.features.dim, config=learner.config, rows=steps[0].rows)
+    fresh = empty_state(state.features.dim, config=learner.config)
     fresh = fresh.with_codes(state.class_codes)
 
     def forget() -> tuple[LearnedState, LabelPart]:

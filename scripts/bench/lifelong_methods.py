@@ -49,7 +49,7 @@ class Incremental:
     def learn(self, step: LabelledStep) -> None:
         """Add the step."""
         if self.state is None:
-            self.state = empty_state(step.rows.shape[1], config=self.config, rows=step.rows)
+            self.state = empty_state(step.rows.shape[1], config=self.config)
         self.before = self.state
         self.state, self.head = added(self.state, step.rows, step.row_labels)
 

@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scripts.__main__ import main
+from service.config import load_config
+from service.database import open_engine
+from service.forgetting import ForgetSelection, forget_rows
+
 pytest.importorskip("torch", reason="needs the extra train")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -73,6 +78,29 @@ def test_pairs_are_learned_while_stored_codes_stay(
     assert child["state"] == ("active" if learned["accepted"] else "rejected")
     assert child["metrics"]["recall_after"] == pytest.approx(learned["recall_after"])
     nearhit("check")
+
+
+def test_an_update_that_rehearsed_a_forgotten_row_is_not_kept(
+    trained: None,
+    config_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hashing.deep.lifelong import update_pairs
+
+    engine = open_engine(load_config(config_path).store)
+    (name, *_) = stored_codes(tmp_path)
+
+    def update_meanwhile(*arguments: Any, **named: Any) -> Any:
+        assert forget_rows(engine, "faq", ForgetSelection(names=(name,)), clock=lambda: 1).entry_count == 1
+        return update_pairs(*arguments, **named)
+
+    monkeypatch.setattr("hashing.deep.lifelong.update_pairs", update_meanwhile)
+    pairs = write_pairs(tmp_path / "pairs.npz", count=1200, seed=1)
+    given = ["update", "--config", str(config_path), "--cache", "faq", "--pairs", str(pairs)]
+    assert main(given) == 1
+    assert "1 rows were forgotten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scripts.__main__ import main
 from service.config import load_config
 from service.database import open_engine, writing
+from service.forgetting import ForgetSelection, forget_rows
 from service.records import ModalitySpec
 from service.registry import create_cache
 
@@ -81,6 +82,33 @@ def test_labelled_preset_learns_from_the_store(
     built = answer(nearhit("build", "--cache", "faq", "--json"))
     assert (built["rows"], built["rows_coded"]) == (120, 120)
     nearhit("check")
+
+
+def test_a_training_that_read_a_forgotten_row_is_not_kept(
+    config_path: Path,
+    quick: Any,
+    embeddings: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = _write_rows(tmp_path / "rows.jsonl", embeddings, labelled=False)
+    given = ["--config", str(config_path), "--cache", "faq"]
+    assert main(["build", *given, "--code-bits", "64", "--input", str(rows)]) == 0
+    engine = open_engine(load_config(config_path).store)
+
+    def train_meanwhile(*arguments: Any, **named: Any) -> Any:
+        forget_rows(engine, "faq", ForgetSelection(names=("q7",)), clock=lambda: 1)
+        return train(*arguments, **named)
+
+    from hashing.deep.training import train
+
+    monkeypatch.setattr("hashing.deep.training.train", train_meanwhile)
+    capsys.readouterr()
+    assert main(["train", *given, "--training", quick("[losses.neighbours]\ndistance = 1.0\n")]) == 1
+    assert "1 rows were forgotten" in capsys.readouterr().err
+    assert main(["encoders", *given, "--json"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_rows_of_a_file_with_a_matrix_of_labels(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hashing.checkpoint import load_encoder, load_state
 from hashing.class_scores import ABSENT_BIAS, ClassHead
 from hashing.inference import Encoder
 from hashing.label_part import LearnedState
-from service import store, tables
+from service import forget_report, store, tables
 from service.coding import code_rows, from_stored
 from service.config import Config
 from service.database import reading
@@ -60,6 +61,19 @@ def forget(cache: StoreCache, **selection: Sequence[str]) -> StoreChanges:
     """Forget in the store: what a selection names."""
     chosen = ForgetSelection(**{kind: tuple(values) for kind, values in selection.items()})
     return forget_rows(cache.engine, cache.name, chosen, clock=lambda: 3)
+
+
+def forget_all(cache: StoreCache, config: Config, *names: str, **options: Any) -> forget_report.ForgetReport:
+    """Forget as the command does."""
+    return forget_report.forget(
+        cache.engine,
+        cache.name,
+        ForgetSelection(names=names),
+        config=config,
+        clock=lambda: 5,
+        progress=lambda _stage, _done, _total: None,
+        **options,
+    )
 
 
 def encoder_of(cache: StoreCache, encoder_id: str | None = None) -> Encoder:
@@ -133,3 +147,8 @@ def record_of(cache: StoreCache) -> Any:
     """The cache's record."""
     with reading(cache.engine) as connection:
         return read_cache(connection, cache.name)
+
+
+def bytes_under(folder: Path) -> bytes:
+    """All files of a folder, one after the other."""
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())

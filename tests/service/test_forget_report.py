@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from forgotten_rows_at_work import build, encoder_of, learned_names, put, record_of
+from forgotten_rows_at_work import build, bytes_under, encoder_of, forget_all, learned_names, put, record_of
 from forgotten_rows_at_work import forget as forget_in_store
 from learning_rows import DIM, activate, active_id, learn, train
 from sqlalchemy import Engine
@@ -26,7 +25,7 @@ from service.crossmodal_learning import train_crossmodal_from_store
 from service.database import migrate, open_engine, reading, writing
 from service.errors import PreconditionError
 from service.forget_proof import code_bits_changed, read_codes
-from service.forget_report import ForgetReport, forget, preview_forgetting
+from service.forget_report import preview_forgetting
 from service.forgetting import ForgetSelection
 from service.records import ModalitySpec
 from service.replica import CacheReplica, index_root
@@ -66,30 +65,12 @@ def taught(cache: StoreCache, config: Config) -> Path:
     return index_root(config.store.data_dir, cache.id)
 
 
-def forget_all(cache: StoreCache, config: Config, *names: str, **options: Any) -> ForgetReport:
-    """Forget as the command does."""
-    return forget(
-        cache.engine,
-        cache.name,
-        ForgetSelection(names=names),
-        config=config,
-        clock=lambda: 5,
-        progress=lambda _stage, _done, _total: None,
-        **options,
-    )
-
-
 def replica_of(cache: StoreCache, config: Config) -> CacheReplica:
     return CacheReplica(cache.engine, record_of(cache), search=config.search, data_dir=config.store.data_dir)
 
 
 def served_names(replica: CacheReplica) -> set[int]:
     return set(replica.state.index.live_ids().tolist())
-
-
-def bytes_under(folder: Path) -> bytes:
-    """All files of a folder, one after the other."""
-    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def test_a_report_proves_itself(cache: StoreCache, config: Config) -> None:

@@ -242,6 +242,18 @@ def test_rollback_and_activation_of_a_destroyed_encoder_are_refused(cache: Store
     assert raised.value.reason == "NO_PREVIOUS_ENCODER"
 
 
+def test_a_renewed_encoder_is_rolled_back_to_what_survives(cache: StoreCache) -> None:
+    faq = taught(cache)
+    first = str(active_id(cache))
+    put(cache, faq, "c", *C)
+    activate(cache, str(learn(cache).encoder_id))
+    changes = forget(cache, names=[next(name for name in learned_names(cache) if name in C)])
+    assert len(changes.destroyed) == 1 and first not in changes.destroyed
+    with writing(cache.engine) as connection:
+        assert registry.roll_back_encoder(connection, cache.id).encoder_id == first
+    assert active_id(cache) == first
+
+
 def test_rollback_from_a_surviving_encoder_to_a_destroyed_one_is_refused(cache: StoreCache) -> None:
     taught(cache)
     put(cache, cache.category("other"), "", *(f"plain{i}" for i in range(5)))
@@ -414,6 +426,29 @@ def test_a_training_that_read_a_forgotten_row_is_not_kept(
         train(cache, replace(ENCODER, seed=1))
     assert raised.value.reason == "ROWS_FORGOTTEN"
     assert {own.state for own in encoders(cache).values()} == {registry.DESTROYED}
+
+
+@pytest.mark.parametrize("gone", ["plain", "held out"])
+def test_a_training_that_read_a_forgotten_row_without_its_labels_is_not_kept(
+    cache: StoreCache, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    faq = cache.category("faq")
+    put(cache, faq, "a", *A)
+    put(cache, faq, "b", *B)
+    put(cache, faq, "", "plain")
+    first = train(cache).encoder_id
+    held_out = sorted({*A, *B} - set(learned_names(cache, first)))
+    name = "plain" if gone == "plain" else held_out[0]
+
+    def train_meanwhile(*arguments: Any, **named: Any) -> TrainedEncoder:
+        assert forget(cache, names=[name]).entry_count == 1
+        return train_encoder(*arguments, **named)
+
+    monkeypatch.setattr(learning, "train_encoder", train_meanwhile)
+    with pytest.raises(PreconditionError) as raised:
+        train(cache, replace(ENCODER, seed=1))
+    assert raised.value.reason == "ROWS_FORGOTTEN"
+    assert list(encoders(cache)) == [first]
 
 
 def test_a_training_that_read_a_row_deleted_since_keeps_what_it_learned(
