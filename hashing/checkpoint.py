@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hashing.analytic import LabelHead, LabelState, RandomFeatures
 from hashing.class_codes import ClassCodes
 from hashing.class_scores import ClassHead, QuadraticFeatures
-from hashing.class_state import ClassState
+from hashing.class_state import ClassState, least_entry_counts
 from hashing.config import CODE_BITS_LIMIT, WORD_BITS
 from hashing.cross_part import CrossPart, CrossQuery
 from hashing.drift import DriftReference
@@ -88,7 +88,11 @@ def dump_state(state: LearnedState) -> bytes:
         "state.class_bits": state.class_codes.bits,
     }
     if isinstance(state, ClassState):
-        tensors |= {"state.class_sums": state.class_sums, "state.class_counts": state.class_counts}
+        tensors |= {
+            "state.class_sums": state.class_sums,
+            "state.class_counts": state.class_counts,
+            "state.entry_counts": state.entry_counts,
+        }
     else:
         tensors["state.cross"] = state.cross
     metadata: dict[str, object] = {
@@ -116,14 +120,19 @@ def load_state(content: bytes) -> LearnedState:
         )
     quadratic = _quadratic_features(tensors)
     classes = len(class_codes)
+    class_counts = tensor_of(tensors, "state.class_counts", np.float64, (classes,))
+    entry_counts = least_entry_counts(class_counts)
+    if "state.entry_counts" in tensors:
+        entry_counts = tensor_of(tensors, "state.entry_counts", np.int64, (classes,))
     return ClassState(
         features=quadratic,
         class_codes=class_codes,
         ridge=ridge,
         gram=_gram(tensors, quadratic.count),
         class_sums=tensor_of(tensors, "state.class_sums", np.float64, (classes, quadratic.count)),
-        class_counts=tensor_of(tensors, "state.class_counts", np.float64, (classes,)),
+        class_counts=class_counts,
         row_count=row_count,
+        entry_counts=entry_counts,
     )
 
 

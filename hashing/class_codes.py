@@ -129,13 +129,13 @@ def target_bits(class_codes: ClassCodes, labels: Labels) -> NDArray[np.bool_]:
 class ClassShares:
     """How rows divide between classes: a row with m labels belongs to each of them by 1/m.
 
-    An entry is a row in a class; entries are sorted by class. rows: int [entries]. weights: float32
+    An entry is a row in a class; entries are sorted by class. rows: int [entries]. weights: float64
     [entries], of a row they sum to 1. classes: those that occur, int [c], ascending. starts: their first
     entries, int [c].
     """
 
     rows: NDArray[np.intp]
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float64]
     classes: NDArray[np.intp]
     starts: NDArray[np.intp]
 
@@ -147,10 +147,19 @@ class ClassShares:
             np.sum(entries[start:stop], axis=0, out=own)
         return sums
 
+    def share_sums(self) -> NDArray[np.float64]:
+        """Return the sum of the weights of each class, float64 [c]."""
+        sums: NDArray[np.float64] = np.add.reduceat(self.weights, self.starts)
+        return sums
+
+    def entry_counts(self) -> NDArray[np.int64]:
+        """Return the entries of each class, int64 [c]."""
+        return np.diff(self.starts, append=self.rows.size).astype(np.int64)
+
     def dense(self, values: NDArray[np.float32], *, class_count: int) -> NDArray[np.float32]:
         """Return a matrix that has the value of each entry in the column of its class, [entries, classes]."""
         matrix = np.zeros((self.rows.size, class_count), dtype=np.float32)
-        columns = np.repeat(self.classes, np.diff(self.starts, append=self.rows.size))
+        columns = np.repeat(self.classes, self.entry_counts())
         matrix[np.arange(self.rows.size), columns] = values
         return matrix
 
@@ -167,7 +176,7 @@ def class_shares(class_codes: ClassCodes, labels: Labels) -> ClassShares:
     classes, starts = np.unique(positions[order], return_index=True)
     return ClassShares(
         rows=np.repeat(np.arange(len(row_labels)), counts)[order],
-        weights=np.repeat(np.float32(1) / counts, counts)[order].astype(np.float32),
+        weights=np.repeat(1 / counts, counts)[order],
         classes=classes,
         starts=starts,
     )

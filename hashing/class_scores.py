@@ -2,7 +2,8 @@
 
 A linear map to label values scores a class by its code, and 150 codes of 64 bits are not orthogonal: the
 scores of all other classes leak into it, which cost 0.012 of mAP on intents. Here classes are scored apart,
-and the query is made of the codes of the best few, in their order.
+and the query is made of the codes of the best few, weighted by their order. It ranks the code of the best
+class first; how it ranks the others is approximate, as their codes are not orthogonal either.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def draw_quadratic(dim: int, *, count: int, seed: int) -> QuadraticFeatures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassHead:
-    """The label part of an encoder: scores of classes, and queries that rank label codes as the scores do.
+    """The label part of an encoder: scores of classes, and queries that rank the best class's code first.
 
     class_weight: float32 [D, classes]. class_bias: float32 [classes]. modality: whose embeddings it reads.
     """
@@ -117,7 +118,9 @@ class ClassHead:
         """Map float32 [n, dim] to real-valued label queries, float32 [n, label_bits]; in chunks.
 
         A query is the sum of the best RANKED_CLASSES codes in -1/+1, each weighted RANK_DECAY of the better
-        one: it orders the codes as the scores do, and says nothing of how sure they are.
+        one. The code of the best class ranks first. The others need not follow in the order of their scores:
+        codes are not orthogonal, and the complement of a good class's code ranks low whatever its own score.
+        It says nothing of how sure the scores are.
         """
         values = np.zeros((embeddings.shape[0], self.class_codes.label_bits), dtype=np.float32)
         ranked = min(RANKED_CLASSES, len(self.class_codes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +13,9 @@ RIDGES = np.logspace(-3, 2, 26)
 PRIOR_FLOOR = 4e-3
 """Of the mean variance of stored rows, added to the variance of every direction."""
 
+LEAST_VARIANCE = 1e-12
+"""Mean variance of stored rows that are taken for equal; they have at least this one."""
+
 NOISE_SHARE = 0.05
 """Of the mean variance that the reverse regression leaves over, added to that of every direction."""
 
@@ -22,22 +23,15 @@ NOISE_FLOOR = 1e-6
 """Of the mean variance of new embeddings, for pairs that a linear map explains wholly."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredMoments:
-    """Of the stored rows. mean: float64 [old_dim]. covariance: float64 [old_dim, old_dim]."""
-
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-
-def stored_moments(stored: NDArray[np.float32]) -> StoredMoments:
-    """Return mean and covariance of unit rows, float32 [m, old_dim], m >= 1."""
+def stored_covariance(stored: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the covariance of unit rows, float32 [m, old_dim], m >= 1; float64 [old_dim, old_dim]."""
     mean = stored.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((stored.shape[1], stored.shape[1]))
     for chunk in row_chunks(stored):
         centred = chunk - mean.astype(np.float32)
         covariance += centred.T @ centred
-    return StoredMoments(mean=mean, covariance=covariance / stored.shape[0])
+    covariance /= stored.shape[0]
+    return covariance
 
 
 def procrustes(new: NDArray[np.float64], old: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,17 +78,19 @@ def posterior_map(
 ) -> NDArray[np.float64]:
     """Return the map to the posterior mean of the old embedding given the new one, [new_dim, old_dim].
 
-    new: float64 [n, new_dim], old: float64 [n, old_dim], both centred. covariance: of the stored rows, the
-    prior. The new embedding is regressed on the old one, new = old A + noise, and Bayes' rule turns it round:
-    the old space's moments come from every stored row and need no pairs, so few pairs go further than in a
-    regression of old on new.
+    new: float64 [n, new_dim], old: float64 [n, old_dim], both centred on their own means. covariance: of the
+    stored rows, the prior. The new embedding is regressed on the old one, new = old A + noise, and Bayes'
+    rule turns it round: the old space's covariance comes from every stored row and needs no pairs, so few
+    pairs go further than in a regression of old on new.
     """
     forward = ridge(old, new)  # A, [old_dim, new_dim]
     residual = new - old @ forward
     noise: NDArray[np.float64] = residual.T @ residual / new.shape[0]  # [new_dim, new_dim]
     floor = NOISE_SHARE * np.trace(noise) / len(noise) + NOISE_FLOOR * float((new**2).mean())
     noise[np.diag_indices_from(noise)] += floor
-    prior = covariance + PRIOR_FLOOR * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    variance = np.trace(covariance) / len(covariance)
+    spread = PRIOR_FLOOR * variance if variance > LEAST_VARIANCE else LEAST_VARIANCE
+    prior = covariance + spread * np.eye(len(covariance))
     evidence = np.linalg.solve(noise, forward.T)  # [new_dim, old_dim]
     precision = np.linalg.inv(prior) + forward @ evidence
     result: NDArray[np.float64] = np.linalg.solve(precision, evidence.T).T

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing.embedder_alignment import (
-    StoredMoments,
     mean_of_maps,
     posterior_map,
     procrustes,
-    stored_moments,
+    stored_covariance,
 )
 from hashing.embeddings import as_rows, check_training_rows, sample_rows, unit_rows
 from hashing.errors import CheckpointError, ConfigError, TrainingDataError
@@ -184,7 +183,7 @@ def fit_embedder_map(
     if stored is not None and len(stored):
         unit_stored = unit_rows(as_rows(sample_rows(stored, limit=STORED_LIMIT, rng=rng), dim=old.shape[1]))
     pairs = _Pairs(new=unit_new, old=unit_old)
-    moments = stored_moments(unit_stored)
+    covariance = stored_covariance(unit_stored)
     method, metrics = METHODS[0], {"pairs": float(len(unit_new))}
     if len(unit_new) >= CHOICE_PAIRS:
         pairs = replace(pairs, neighbours=find_neighbours(unit_old, unit_stored))
@@ -193,13 +192,15 @@ def fit_embedder_map(
         held, kept = order[:held_count], order[held_count:]
         best = -1.0
         for name in METHODS:
-            weight, offset = _fit(name, pairs.take(kept), stored=unit_stored, moments=moments, seed=seed)
+            weight, offset = _fit(
+                name, pairs.take(kept), stored=unit_stored, covariance=covariance, seed=seed
+            )
             tried = _embedder_map(weight, offset, from_embedder, to_embedder, name, {})
             found = evaluate_map(tried, unit_new[held], unit_old[held], stored=unit_stored).neighbour_recall
             metrics[f"{name}.neighbour_recall"] = found
             if found > best + CHOICE_TOLERANCE:
                 best, method = found, name
-    weight, offset = _fit(method, pairs, stored=unit_stored, moments=moments, seed=seed)
+    weight, offset = _fit(method, pairs, stored=unit_stored, covariance=covariance, seed=seed)
     return _embedder_map(weight, offset, from_embedder, to_embedder, method, metrics)
 
 
@@ -309,20 +310,18 @@ def _fit(
     pairs: _Pairs,
     *,
     stored: NDArray[np.float32],
-    moments: StoredMoments,
+    covariance: NDArray[np.float64],
     seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight and offset of one method; but for Procrustes the old space's moments are of all stored rows."""
+    """Weight and offset of one method; `covariance`, of the stored rows, is not read by Procrustes."""
     new, old = pairs.new, pairs.old
     new_mean = new.mean(axis=0, dtype=np.float64)
-    centred_new = new - new_mean
+    centre = old.mean(axis=0, dtype=np.float64)
+    centred_new, centred_old = new - new_mean, old - centre
     if method == "procrustes":
-        old_mean = old.mean(axis=0, dtype=np.float64)
-        weight = procrustes(centred_new, old - old_mean)
-        return weight, old_mean - new_mean @ weight
-    centred_old = old - moments.mean
-    weight = posterior_map(centred_new, centred_old, covariance=moments.covariance)
-    centre = moments.mean
+        weight = procrustes(centred_new, centred_old)
+        return weight, centre - new_mean @ weight
+    weight = posterior_map(centred_new, centred_old, covariance=covariance)
     if method == "ranked":
         assert pairs.neighbours is not None, "they are found wherever methods are chosen from"
         weight = mean_of_maps(weight, procrustes(centred_new, centred_old), new=centred_new)

@@ -16,7 +16,7 @@ from hashing.class_codes import ClassCodes, Labels, check_labels
 from hashing.embeddings import CHUNK_ROWS
 from hashing.errors import NothingToLearnError, StateMismatchError, UnknownModalityError
 from hashing.inference import Encoder
-from hashing.label_part import LearnedState, same_features
+from hashing.label_part import LearnedState, is_finite, same_features
 from hashing.metrics import class_retrieval_map
 from hashing.trainer import Progress, label_head_of, no_progress
 
@@ -92,6 +92,7 @@ def update_labels(
     embeddings: float [n, dim]. labels: of each row; rows with none are skipped. Unseen labels get class
     codes; issued codes, instance projections and radii stay, so instance_id stays. The radii hold for rows
     unlike those they were measured on (figures at `radius.calibrate_radii`); training measures them anew.
+    The solution takes O(D^3 + classes^3) besides (`ClassState.head`): 9.6 s for 4000 classes.
     `state` is the one that belongs to `encoder`, or `label_part.empty_state` for an encoder without a label
     part (only then is `modality` read). Neither argument is changed. progress: told of "learn", in rows; may
     raise to stop.
@@ -186,11 +187,11 @@ def evaluate_update(
 ) -> GateReport:
     """Compare an updated encoder with its parent on what is stored.
 
-    old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with
-    held-out queries. tolerance: in mAP. The new encoder is accepted iff it loses at most `tolerance` on
-    the old queries and changes no stored bit. Cost O(queries x stored rows): pass a sample of a large
-    database. Queries read the modality of the label part. progress: told of "judge", in queries; may raise to
-    stop.
+    old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with held-out
+    queries. tolerance: in mAP. The new encoder is accepted iff it loses at most `tolerance` on the old
+    queries, changes no stored bit, and its label part is finite. Cost O(queries x stored rows): pass a sample
+    of a large database. Queries read the modality of the label part. progress: told of "judge", in queries;
+    may raise to stop.
     Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; EmbeddingsError.
     """
     before = after = float("nan")
@@ -218,7 +219,9 @@ def evaluate_update(
         database_labels = [*old_rows.labels, *database_labels]
 
     reasons = []
-    if before - after > tolerance:
+    if new.label_head is not None and not is_finite(new.label_head, new_rows.query_embeddings):
+        reasons.append("the label part is not finite")
+    if not np.isnan(before) and not before - after <= tolerance:
         reasons.append(f"mAP on old rows falls from {before:.4f} to {after:.4f}, tolerance {tolerance}")
     if bits_changed:
         reasons.append(f"{bits_changed} stored bits change")

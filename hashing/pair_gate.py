@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from hashing.embeddings import as_rows, signs, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.inference import Encoder
-from hashing.metrics import code_recall, top_columns
+from hashing.metrics import recall_at_k, top_columns
+from hashing.neighbour_ranking import OWN_COSINE
 from hashing.radius import COVERAGE, code_words, leading_distances
 
 RECALL_TOLERANCE = 0.02
@@ -21,6 +22,12 @@ FLIP_TOLERANCE = 0.01
 
 NEIGHBOUR_COUNT = 10
 CANDIDATE_COUNT = 100
+CANDIDATE_SHARE = 0.25
+"""Of the rows, at most, that are candidates: among all of them every code finds every neighbour."""
+
+LEAST_ROWS = 40
+"""Rows beside a query's own that its recall is judged among; NEIGHBOUR_COUNT is CANDIDATE_SHARE of them."""
+
 COVERAGE_DISTANCES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 COVERAGE_LEAST_PAIRS = 1000
 """Fewer pairs within a distance cannot tell a coverage of COVERAGE from a lesser one."""
@@ -42,14 +49,15 @@ class HeldOutPairs:
 class PairGateReport:
     """What an update does to answers out of codes that the old encoder stored.
 
-    recall_before, recall_after: share of a query's NEIGHBOUR_COUNT exact nearest rows among its
-    CANDIDATE_COUNT nearest codes, by the old and by the new encoder's query. judged_count: queries with a
-    similar pair. right_before: share of them whose best candidate after an exact rerank is a row of a similar
-    pair. negative_flips, positive_flips: shares of them whose answer turns from right to wrong, and back; NaN
-    for none. coverage_before, coverage_after: the least share, over COVERAGE_DISTANCES
-    that COVERAGE_LEAST_PAIRS are within, of the pairs of query and row within it whose codes lie within all
-    of the old and of the new encoder's radii; NaN for no such distance. reasons: why not accepted; empty
-    otherwise.
+    recall_before, recall_after: share of a query's NEIGHBOUR_COUNT exact nearest rows among its nearest
+    codes, CANDIDATE_COUNT but at most CANDIDATE_SHARE of the rows, by the old and by the new encoder's query;
+    of queries with LEAST_ROWS others, NaN for none. A row that holds the query itself (OWN_COSINE) is no
+    neighbour and no answer. judged_count: queries with a similar pair of another row. right_before: share of
+    them whose best candidate after an exact rerank is a row of a similar pair. negative_flips,
+    positive_flips: shares of them whose answer turns from right to wrong, and back; NaN for none.
+    coverage_before, coverage_after: the least share, over COVERAGE_DISTANCES that COVERAGE_LEAST_PAIRS are
+    within, of the pairs of query and row within it whose codes lie within all of the old and of the new
+    encoder's radii; NaN for no such distance. reasons: why not accepted; empty otherwise.
     """
 
     recall_before: float
@@ -75,9 +83,9 @@ def evaluate_pair_update(
 ) -> PairGateReport:
     """Compare the new encoder's queries with the old one's, both on the codes that the old one made.
 
-    The new encoder is accepted iff recall falls by at most `recall_tolerance`, at most the share
-    `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), and its radii
-    hold COVERAGE, or as much as the old encoder's did. Cost O(queries x rows): pass a sample of a large
+    The new encoder is accepted iff recall was judged and falls by at most `recall_tolerance`, at most the
+    share `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), and its
+    radii hold COVERAGE, or as much as the old encoder's did. Cost O(queries x rows): pass a sample of a large
     database.
     Raises: TrainingDataError for no row, no query, or pairs of others; EmbeddingsError; DimensionError;
     UnknownModalityError.
@@ -86,19 +94,10 @@ def evaluate_pair_update(
     before_values = old.instance_values(held_out.queries, modality=modality)
     after_values = new.instance_values(held_out.queries, modality=modality)
     rows, queries = unit_rows(as_rows(held_out.rows)), unit_rows(as_rows(held_out.queries))
-    similar = _similar(held_out.pairs, query_count=len(queries), row_count=len(rows))
+    similar = _similar(held_out.pairs, queries=queries, rows=rows)
     recalls, right = [], []
     for values in (before_values, after_values):
-        recalls.append(
-            code_recall(
-                values,
-                stored_values,
-                queries=queries,
-                rows=rows,
-                truth_count=NEIGHBOUR_COUNT,
-                candidate_count=CANDIDATE_COUNT,
-            )
-        )
+        recalls.append(_recall(values, stored_values, queries=queries, rows=rows))
         right.append(_right_answers(values, stored_values, similar, queries=queries, rows=rows))
     before, after = right
     negative, positive = _share(before & ~after), _share(~before & after)
@@ -106,12 +105,7 @@ def evaluate_pair_update(
         _coverage(encoder, values, stored_values, queries=queries, rows=rows)
         for encoder, values in ((old, before_values), (new, after_values))
     )
-    reasons = []
-    if recalls[0] - recalls[1] > recall_tolerance:
-        reasons.append(
-            f"recall of neighbours falls from {recalls[0]:.4f} to {recalls[1]:.4f},"
-            f" tolerance {recall_tolerance}"
-        )
+    reasons = _recall_reasons(*recalls, tolerance=recall_tolerance)
     if negative > flip_tolerance:
         reasons.append(f"{negative:.4f} of the answers turn wrong, tolerance {flip_tolerance}")
     if covered_after < min(COVERAGE, covered_before):
@@ -133,8 +127,22 @@ def evaluate_pair_update(
     )
 
 
-def _similar(pairs: NDArray[np.int64], *, query_count: int, row_count: int) -> NDArray[np.int64]:
-    """Return query and row of the similar pairs, int64 [s, 2]. Raises: TrainingDataError."""
+def _recall_reasons(before: float, after: float, *, tolerance: float) -> list[str]:
+    if np.isnan(before) or np.isnan(after):
+        return [f"nothing was judged: no query has {LEAST_ROWS} rows besides its own"]
+    if before - after > tolerance:
+        return [f"recall of neighbours falls from {before:.4f} to {after:.4f}, tolerance {tolerance}"]
+    return []
+
+
+def _similar(
+    pairs: NDArray[np.int64], *, queries: NDArray[np.float32], rows: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Return query and row of the similar pairs, but of a query's own row, int64 [s, 2].
+
+    Raises: TrainingDataError.
+    """
+    query_count, row_count = len(queries), len(rows)
     if query_count == 0 or row_count == 0:
         raise TrainingDataError(f"{query_count} queries on {row_count} rows judge nothing")
     outside = (pairs[:, :2] < 0) | (pairs[:, :2] >= [query_count, row_count])
@@ -143,7 +151,47 @@ def _similar(pairs: NDArray[np.int64], *, query_count: int, row_count: int) -> N
             f"pair {pair} refers to query {pairs[pair, 0]} and row {pairs[pair, 1]}, there are {query_count}"
             f" and {row_count}"
         )
-    return pairs[pairs[:, 2] == 1, :2]
+    similar = pairs[pairs[:, 2] == 1, :2]
+    cosines = np.einsum("pd,pd->p", queries[similar[:, 0]], rows[similar[:, 1]])
+    others: NDArray[np.int64] = similar[cosines < OWN_COSINE]
+    return others
+
+
+def _candidate_count(row_count: int) -> int:
+    return min(CANDIDATE_COUNT, max(NEIGHBOUR_COUNT, int(CANDIDATE_SHARE * row_count)))
+
+
+def _agreement(
+    query_values: NDArray[np.float32], stored: NDArray[np.float32], *, copies: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return products of codes in -1/+1, float32 [q, n], the lowest for copies bool [q, n]."""
+    agreement = signs(query_values) @ stored.T
+    agreement[copies] = -np.inf
+    return agreement
+
+
+def _recall(
+    query_values: NDArray[np.float32],
+    stored_values: NDArray[np.float32],
+    *,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+) -> float:
+    """Return the share of exact neighbours among the candidates; NaN where no query has enough rows."""
+    stored, count = signs(stored_values), _candidate_count(len(rows))
+    recalls, judged = 0.0, 0
+    for start in range(0, len(queries), QUERY_CHUNK):
+        chunk = slice(start, start + QUERY_CHUNK)
+        cosines = queries[chunk] @ rows.T  # [chunk, n]
+        copies = cosines >= OWN_COSINE
+        cosines[copies] = -2.0
+        found = top_columns(_agreement(query_values[chunk], stored, copies=copies), count=count)
+        enough = np.count_nonzero(~copies, axis=1) >= LEAST_ROWS
+        if enough.any():
+            truth = top_columns(cosines[enough], count=NEIGHBOUR_COUNT)
+            recalls += recall_at_k(found[enough], truth) * len(truth)
+            judged += len(truth)
+    return recalls / judged if judged else float("nan")
 
 
 def _right_answers(
@@ -155,14 +203,16 @@ def _right_answers(
     rows: NDArray[np.float32],
 ) -> NDArray[np.bool_]:
     """Tell of each query with a similar pair, in order, whether its answer is a row of one, bool [judged]."""
-    stored = signs(stored_values)
+    stored, count = signs(stored_values), _candidate_count(len(rows))
     judged = np.unique(similar[:, 0])
     answers = np.empty(judged.size, dtype=np.int64)
     for start in range(0, judged.size, QUERY_CHUNK):
         chunk = judged[start : start + QUERY_CHUNK]
-        candidates = top_columns(signs(query_values[chunk]) @ stored.T, count=CANDIDATE_COUNT)  # [chunk, c]
-        cosines = np.einsum("qd,qcd->qc", queries[chunk], rows[candidates])
-        best = cosines.argmax(axis=1)
+        cosines = queries[chunk] @ rows.T  # [chunk, n]
+        copies = cosines >= OWN_COSINE
+        cosines[copies] = -2.0
+        candidates = top_columns(_agreement(query_values[chunk], stored, copies=copies), count=count)
+        best = np.take_along_axis(cosines, candidates, axis=1).argmax(axis=1)
         answers[start : start + QUERY_CHUNK] = candidates[np.arange(chunk.size), best]
     return np.isin(judged * len(rows) + answers, similar @ [len(rows), 1])
 

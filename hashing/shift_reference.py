@@ -20,6 +20,10 @@ WINDOW = BLOCK * WINDOW_BLOCKS
 MIXTURE_SHARE = 0.3
 """Share of moved queries that the mixture tests expect; they find others too, only later."""
 LEAST_ROWS = 200
+LEAST_ALARMS = 1e-12
+"""Of `alarms_per_block`: a normal quantile nearer to 1 has no float64."""
+DISTANCE_DIGITS = 6
+"""Decimals of a distance that are read: an exact repeat has 0 or, computed in another way, -1e-8."""
 
 # Where moved queries lie (the power of `_fit_mixture`), the part of the false alarms that the test may raise,
 # and by how many standard errors the reference may be off. A category that is known better than it was loses
@@ -103,17 +107,17 @@ def fit_shift_reference(
 
     best_distances: float [n], n >= LEAST_ROWS, of queries, not of stored rows: the nearest entry of a stored
     row is itself, and rows held out of what is stored lie closer than live queries do.
-    alarms_per_block: false alarms a BLOCK of queries, for all tests together. The reference may be off by
-    2 standard errors or more towards a shift before there are more; so few distances make alarms late, not
-    frequent.
+    alarms_per_block: false alarms a BLOCK of queries, for all tests together, from LEAST_ALARMS on. The
+    reference may be off by 2 standard errors or more towards a shift before there are more; so few distances
+    make alarms late, not frequent.
     run_length: up to BLOCK; with a bound m on how many queries that depend on each other come in a row, the
     alarms stay as few and take up to m times as long.
     Raises: EmbeddingsError for distances that are not finite [n]; TrainingDataError for too few of them, or
     equal ones; ConfigError for a setting out of its range.
     """
     distances = checked_distances(best_distances)
-    if not 0 < alarms_per_block < 1:
-        raise ConfigError("alarms_per_block", alarms_per_block, "between 0 and 1")
+    if not LEAST_ALARMS <= alarms_per_block < 1:
+        raise ConfigError("alarms_per_block", alarms_per_block, f"from {LEAST_ALARMS} to below 1")
     if not 1 <= run_length <= BLOCK:
         raise ConfigError("run_length", run_length, f"from 1 to {BLOCK}")
     if distances.size < LEAST_ROWS:
@@ -150,13 +154,13 @@ def fit_shift_reference(
 
 
 def checked_distances(best_distances: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return finite distances [n] as float64. Raises: EmbeddingsError."""
+    """Return finite distances [n] as float64, none below 0, to DISTANCE_DIGITS. Raises: EmbeddingsError."""
     distances = np.asarray(best_distances, dtype=np.float64)
     if distances.ndim != 1:
         raise EmbeddingsError(f"best distances must have shape [n], got {list(distances.shape)}")
     if not np.isfinite(distances).all():
         raise EmbeddingsError("best distances must be finite: leave out queries that found no entry")
-    return distances
+    return np.maximum(distances, 0.0).round(DISTANCE_DIGITS)
 
 
 def _fit_mixture(

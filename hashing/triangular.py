@@ -1,4 +1,4 @@
-"""Cholesky factors in float32, in blocks that leave the work to matrix products.
+"""Cholesky factors for float32, in blocks that leave the work to matrix products.
 
 numpy has no triangular solve, and its factorisation was no faster in float32 than in float64.
 """
@@ -43,11 +43,11 @@ class Factor:
         return solution
 
 
-def factorise(matrix: NDArray[np.float32]) -> Factor:
-    """Factorise a symmetric positive definite float32 [D, D], of which the lower triangle is read.
+def factorise(matrix: NDArray[np.floating]) -> Factor:
+    """Factorise a symmetric positive definite float32 or float64 [D, D], of which the lower triangle is read.
 
     Left-looking, by blocks of columns (Golub & Van Loan, Matrix Computations, 4.2.5); the diagonal blocks in
-    float64. Cost O(D^3 / 3).
+    float64, all else in the type of the matrix. Cost O(D^3 / 3).
     Raises: numpy.linalg.LinAlgError where the matrix is not positive definite.
     """
     lower = np.tril(matrix)
@@ -57,12 +57,12 @@ def factorise(matrix: NDArray[np.float32]) -> Factor:
         if block.start:
             lower[panel, block] -= lower[panel, before] @ lower[block, before].T
         own = np.linalg.cholesky(lower[block, block].astype(np.float64))
-        inverse = np.linalg.inv(own).astype(np.float32)
+        inverse = np.linalg.inv(own).astype(lower.dtype)
         lower[block, block] = own
         below = slice(block.stop, None)
         lower[below, block] = lower[below, block] @ inverse.T
-        inverses.append(inverse)
-    return Factor(lower=lower, inverses=tuple(inverses))
+        inverses.append(inverse.astype(np.float32, copy=False))
+    return Factor(lower=lower.astype(np.float32, copy=False), inverses=tuple(inverses))
 
 
 def _blocks(size: int) -> list[slice]:

@@ -109,15 +109,16 @@ GRADIENT_WAYS = {
 
 
 class GradientLearner:
-    """A residual tower toward the class codes, in one of the usual ways."""
+    """A residual tower toward the class codes, in one of the usual ways; device: torch's name, None: any."""
 
-    def __init__(self, way: GradientWay, *, seed: int) -> None:
+    def __init__(self, way: GradientWay, *, seed: int, device: str | None = None) -> None:
         try:
             from hashing.deep.labelled import LabelTower
         except ImportError as error:
             raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
         self._way = way
         self._seed = seed
+        self._device = device
         self._steps: list[LabelledStep] = []
         self._tower: LabelTower | None = None
 
@@ -132,7 +133,9 @@ class GradientLearner:
         everything = joined(self._steps)
         epochs = RETRAIN_EPOCHS if self._tower is None else self._way.epochs
         config = LabelledConfig(label_bits=LABEL_BITS, epochs=epochs, seed=self._seed)
-        self._tower = train_labelled(everything.rows, everything.row_labels, config=config)
+        self._tower = train_labelled(
+            everything.rows, everything.row_labels, config=config, device=self._device
+        )
 
     def _update(self, step: LabelledStep) -> None:
         from hashing.deep.labelled_update import update_labelled
@@ -152,6 +155,7 @@ class GradientLearner:
             rehearsal=stored.rows[kept],
             rehearsal_labels=[stored.row_labels[row] for row in kept.tolist()],
             config=config,
+            device=self._device,
         )
 
     def values(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from hashing import (
 from hashing.class_scores import RANKED_CLASSES, SORTED_CLASSES, QuadraticFeatures, draw_quadratic
 from hashing.class_state import WITHIN_SHARE
 from hashing.label_part import same_features
+from hashing.sealed_tensors import read_document, seal_tensors, unseal_tensors
 from hashing.triangular import BLOCK, factorise
 
 CONFIG = EncoderConfig(code_bits=64, itq_iterations=2, feature_count=96)
@@ -54,12 +55,14 @@ def _naive_scores(state: ClassState, rows, labels, queries) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 7])
-def test_factor_solves_as_the_general_solver_does(size: int) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factor_solves_as_the_general_solver_does(size: int, dtype: type) -> None:
     rng = np.random.default_rng(size)
     root = rng.standard_normal((size, size))
     matrix = (root @ root.T + size * np.eye(size)).astype(np.float32)
     right = rng.standard_normal((size, 3)).astype(np.float32)
-    factor = factorise(np.tril(matrix))
+    factor = factorise(np.tril(matrix.astype(dtype)))
+    assert factor.lower.dtype == factor.inverses[0].dtype == np.float32
     np.testing.assert_allclose(factor.lower @ factor.lower.T, matrix, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(factor.lower @ factor.forward(right), right, atol=1e-4)
     expected = np.linalg.solve(matrix.astype(np.float64), right)
@@ -117,6 +120,7 @@ def test_adding_in_steps_equals_adding_at_once(draw_clusters) -> None:
     np.testing.assert_allclose(in_steps.gram, at_once.gram, atol=1e-4)
     np.testing.assert_allclose(in_steps.class_sums, at_once.class_sums, atol=1e-4)
     np.testing.assert_array_equal(in_steps.class_counts, at_once.class_counts)
+    np.testing.assert_array_equal(in_steps.entry_counts, at_once.entry_counts)
 
 
 def test_rows_beyond_one_chunk_count_in_full(draw_clusters) -> None:
@@ -192,7 +196,7 @@ def test_added_rows_are_not_answered_from_the_old_solution(draw_clusters) -> Non
     assert state.add(rows[598:], labels[598:]).solution is None
 
 
-def test_query_orders_codes_as_the_scores_do(draw_clusters) -> None:
+def test_query_is_of_the_best_codes_and_ranks_the_first_class_first(draw_clusters) -> None:
     rows, labels = draw_clusters(class_count=12, rows_per_class=20)
     head = _state(rows, labels).head(modality="text")
     codes = np.where(head.class_codes.bits, 1, -1)
@@ -242,7 +246,7 @@ def test_state_survives_the_round_trip(draw_clusters) -> None:
     state = _state(rows, labels).solved()
     loaded = load_state(dump_state(state))
     assert isinstance(loaded, ClassState)
-    for name in ("gram", "class_sums", "class_counts", "ridge", "row_count"):
+    for name in ("gram", "class_sums", "class_counts", "entry_counts", "ridge", "row_count"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(state, name))
     queries = state.head(modality="text").values(rows)
     np.testing.assert_array_equal(loaded.head(modality="text").values(rows), queries)
@@ -268,3 +272,94 @@ def test_encoder_survives_the_round_trip_and_its_update(draw_clusters) -> None:
 def test_method_chooses_the_kind_of_state() -> None:
     assert isinstance(empty_state(8, config=CONFIG), ClassState)
     assert isinstance(empty_state(8, config=replace(CONFIG, label_method="regression")), LabelState)
+
+
+def _three_labels(rows) -> list[list[str]]:
+    """Three labels a row: two of five, and one of a class that only the first 70 rows have, or the others."""
+    return [[f"c{i % 5}", f"c{(i + 1 + i % 3) % 5}", "gone" if i < 70 else "kept"] for i in range(len(rows))]
+
+
+def _stored_without_entries(state: ClassState) -> ClassState:
+    """What a program made that did not count entries, and added shares in float32, read by this one."""
+    content = dump_state(state)
+    document = read_document("nearhit-label-state", content)
+    tensors = unseal_tensors(content, document=document)
+    del tensors["state.entry_counts"]
+    tensors["state.class_counts"] = state.class_counts + 3e-6
+    version = int(document.pop("format_version"))
+    own = {name: document[name] for name in ("ridge", "row_count", "classes")}
+    return load_state(seal_tensors("nearhit-label-state", tensors, own, version=version))
+
+
+@pytest.mark.parametrize("stored", ["as it is", "loaded", "without entries"])
+def test_class_whose_rows_went_in_parts_has_none_left(draw_clusters, stored: str) -> None:
+    rows, _ = draw_clusters(class_count=5, rows_per_class=40)
+    labels = _three_labels(rows)
+    state = _state(rows, labels)
+    if stored != "as it is":
+        state = load_state(dump_state(state)) if stored == "loaded" else _stored_without_entries(state)
+    for start in range(0, 70, 7):
+        state = state.remove(rows[start : start + 7], labels[start : start + 7])
+    rest = state.emptied().add(rows[70:], labels[70:])
+    gone = state.class_codes.position("gone")
+    if stored != "without entries":
+        np.testing.assert_array_equal(state.entry_counts, rest.entry_counts)
+        assert rest.entry_counts[gone] == 0 and rest.entry_counts.sum() == 3 * 130
+    rounding = 1e-5 if stored == "without entries" else 1e-9
+    np.testing.assert_allclose(state.class_counts, rest.class_counts, atol=rounding)
+    expected, got = rest.head(modality="text"), state.head(modality="text")
+    assert (got.scores(rows).argmin(axis=1) == gone).all()
+    others = np.arange(len(state.class_codes)) != gone
+    ranged = expected.scores(rows)[:, others]
+    np.testing.assert_allclose(got.scores(rows)[:, others], ranged, atol=1e-3 * np.ptp(ranged))
+
+
+def test_entries_that_were_not_stored_are_counted_where_rows_have_one_label(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=4, rows_per_class=9)
+    state = _state(rows, labels)
+    np.testing.assert_array_equal(_stored_without_entries(state).entry_counts, state.entry_counts)
+    assert state.entry_counts.tolist() == [9] * 4
+
+
+def test_class_of_a_single_share_is_present_though_its_entries_were_not_stored() -> None:
+    rows = np.eye(4, dtype=np.float32)
+    state = ClassState.empty(4, config=CONFIG).add(rows, [["a", "b"], ["a", "b"], ["a", "c", "d"], ["c"]])
+    loaded = _stored_without_entries(state)
+    for row, own in ((0, ["a", "b"]), (3, ["c"])):
+        loaded = loaded.remove(rows[row : row + 1], [own])
+    assert loaded._present().tolist() == [0, 1, 2, 3]
+    assert loaded.remove(rows[1:2], [["a", "b"]])._present().tolist() == [0, 2, 3]
+
+
+def test_counts_that_are_too_many_for_float32_are_solved(draw_clusters) -> None:
+    rows, labels = draw_clusters(class_count=4, rows_per_class=5)
+    few = _state(rows, labels)
+    features = few.features.transform(rows).astype(np.float64)
+    times = 1e8
+    many = replace(
+        few,
+        gram=features.T @ features * times,
+        class_sums=few.class_sums * times,
+        class_counts=few.class_counts * times,
+        row_count=int(few.row_count * times),
+    )
+    with pytest.raises(np.linalg.LinAlgError):
+        many._factor(np.float32)
+    scores = many.head(modality="text").scores(rows)
+    assert [many.class_codes.labels[best] for best in scores.argmax(axis=1)] == [own for (own,) in labels]
+
+
+def test_second_best_class_of_the_complement_ranks_below_a_worse_one() -> None:
+    """What the docstring of `values` warns of."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((64, 6)).astype(np.float32)
+    head = _state(rows, [[f"c{i}"] for i in range(64)]).head(modality="text")
+    codes = np.where(head.class_codes.bits, 1, -1)
+    opposite = np.argwhere(codes @ codes.T == -64)
+    assert len(opposite)
+    first, second = opposite[0]
+    bias = np.zeros(64, dtype=np.float32)
+    bias[[first, second]] = 2, 1
+    head = replace(head, class_weight=np.zeros_like(head.class_weight), class_bias=bias)
+    ranking = np.argsort(-(head.values(rows[:1]) @ codes.T)[0])
+    assert ranking[0] == first and ranking[1] != second

@@ -99,11 +99,9 @@ def test_posterior_map_is_the_conditional_mean_of_the_joint_normal() -> None:
     np.testing.assert_allclose(alignment.posterior_map(new, old, covariance=covariance), expected, atol=1e-9)
 
 
-def test_moments_are_those_of_all_stored_rows() -> None:
+def test_covariance_is_that_of_all_stored_rows() -> None:
     stored = _unit(5000, 3) + np.float32(0.4)
-    moments = alignment.stored_moments(stored)
-    np.testing.assert_allclose(moments.mean, stored.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(moments.covariance, np.cov(stored.T, bias=True), atol=1e-5)
+    np.testing.assert_allclose(alignment.stored_covariance(stored), np.cov(stored.T, bias=True), atol=1e-5)
 
 
 def test_mean_of_maps_counts_both_alike_whatever_their_scale() -> None:
@@ -222,14 +220,33 @@ def test_methods_that_find_as_much_leave_the_simplest(monkeypatch: pytest.Monkey
     assert _fitted(100).method == "procrustes"
 
 
-def test_posterior_takes_the_old_moments_from_stored_rows() -> None:
+def test_posterior_takes_the_old_covariance_from_stored_rows_and_the_means_from_pairs() -> None:
     new, old = _spaces(1500)
-    pairs, moments = maps._Pairs(new=new[:60], old=old[:60]), alignment.stored_moments(old)
-    weight, offset = maps._fit("posterior", pairs, stored=old, moments=moments, seed=0)
-    np.testing.assert_allclose(new[:60].mean(axis=0) @ weight + offset, moments.mean, atol=1e-5)
-    centred = (new[:60] - new[:60].mean(axis=0), old[:60] - moments.mean)
-    expected = alignment.posterior_map(*centred, covariance=moments.covariance)
+    pairs, covariance = maps._Pairs(new=new[:60], old=old[:60]), alignment.stored_covariance(old)
+    weight, offset = maps._fit("posterior", pairs, stored=old, covariance=covariance, seed=0)
+    np.testing.assert_allclose(new[:60].mean(axis=0) @ weight + offset, old[:60].mean(axis=0), atol=1e-5)
+    centred = (new[:60] - new[:60].mean(axis=0), old[:60] - old[:60].mean(axis=0))
+    expected = alignment.posterior_map(*centred, covariance=covariance)
     np.testing.assert_allclose(weight, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["posterior", "ranked"])
+def test_pairs_of_one_side_of_the_old_space_map_the_other_side_too(method: str) -> None:
+    new, old = _spaces(3000, noise=0.0)
+    chosen = np.flatnonzero(old[:, 0] > 0.5)[:200]
+    pairs = maps._Pairs(new[chosen], old[chosen], neighbours=ranking.find_neighbours(old[chosen], old))
+    covariance = alignment.stored_covariance(old)
+    weight, offset = maps._fit(method, pairs, stored=old, covariance=covariance, seed=0)
+    mapped = unit_rows((new @ weight + offset).astype(np.float32))
+    assert np.einsum("nd,nd->n", mapped, old).mean() > {"posterior": 0.99, "ranked": 0.93}[method]
+
+
+@pytest.mark.parametrize("stored_count", [1, 5])
+def test_stored_rows_that_are_all_equal_bear_a_map(stored_count: int) -> None:
+    new, old = _spaces(200)
+    stored = np.repeat(_unit(1, OLD_DIM, seed=9), stored_count, axis=0)
+    fitted = fit_embedder_map(new, old, from_embedder="new", to_embedder="old", stored=stored)
+    assert np.isfinite(fitted.weight).all() and np.isfinite(fitted.offset).all()
 
 
 def test_stored_rows_are_subsampled_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hashing import (
     StateMismatchError,
     TrainedEncoder,
     UnknownModalityError,
+    empty_state,
     evaluate_update,
     renew_encoder,
     train_encoder,
@@ -264,3 +265,51 @@ def test_gate_without_old_rows_judges_the_new_alone(trained: TrainedEncoder, old
 
 def _with_weight(trained: TrainedEncoder, weight: np.ndarray):
     return replace(trained.encoder, label_head=replace(trained.encoder.label_head, weight=weight))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["regression", "discriminant"])
+def test_gate_refuses_a_label_part_that_is_not_finite(
+    trained: TrainedEncoder, old_rows: LabelledRows, small_config: EncoderConfig, value: float, method: str
+) -> None:
+    head = trained.encoder.label_head
+    weight = np.array(head.weight)
+    weight[0, 0] = value
+    broken = replace(head, weight=weight)
+    if method == "discriminant":
+        config = replace(small_config, label_method="discriminant")
+        state = empty_state(32, config=config, rows=old_rows.embeddings)
+        head = state.add(old_rows.embeddings, old_rows.labels).head(modality="text")
+        bias = np.array(head.class_bias)
+        bias[0] = value
+        broken = replace(head, class_bias=bias)
+    old = replace(trained.encoder, label_head=head)
+    for before in (old_rows, None):
+        report = evaluate_update(
+            old,
+            replace(old, label_head=broken),
+            old_rows=before,
+            new_rows=old_rows,
+            tolerance=1.0,
+        )
+        assert not report.accepted and "the label part is not finite" in report.reasons
+    assert evaluate_update(old, old, old_rows=old_rows, new_rows=old_rows).accepted
+
+
+def test_gate_refuses_values_that_overflow(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
+    head = trained.encoder.label_head
+    weight = np.full_like(head.weight, 3e38)
+    with np.errstate(all="ignore"):
+        report = evaluate_update(
+            trained.encoder, _with_weight(trained, weight), old_rows=None, new_rows=old_rows
+        )
+    assert report.reasons == ("the label part is not finite",)
+
+
+def test_gate_refuses_a_map_that_cannot_be_measured_any_more(
+    trained: TrainedEncoder, old_rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.9, float("nan"), 0.9])
+    monkeypatch.setattr("hashing.lifelong.class_retrieval_map", lambda *_, **__: next(found))
+    report = evaluate_update(trained.encoder, trained.encoder, old_rows=old_rows, new_rows=old_rows)
+    assert not report.accepted and "falls from 0.9000 to nan" in report.reasons[0]

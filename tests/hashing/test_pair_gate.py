@@ -121,6 +121,62 @@ def test_distances_of_few_pairs_judge_no_coverage(held_out, old, monkeypatch) ->
     assert report.accepted
 
 
+@pytest.mark.parametrize("count", [40, 100, 399])
+def test_of_few_rows_a_quarter_are_candidates(held_out, old, count: int) -> None:
+    few = HeldOutPairs(held_out.rows[::2][:count], held_out.queries, np.zeros((0, 3), dtype=np.int64))
+    new = _moved(old, by=2.0)
+    report = evaluate_pair_update(old, new, few)
+    for encoder, recall in ((old, report.recall_before), (new, report.recall_after)):
+        codes, asked = signs(old.instance_bits(few.rows)), signs(encoder.instance_bits(few.queries))
+        candidates = top_columns(asked @ codes.T, count=count // 4)
+        truth = np.argsort(-(few.queries @ few.rows.T), axis=1)[:, :10]
+        expected = np.mean([np.isin(own, found).mean() for own, found in zip(truth, candidates, strict=True)])
+        assert recall == pytest.approx(expected)
+    assert not report.accepted and "recall of neighbours falls" in report.reasons[0]
+
+
+def test_too_few_rows_judge_nothing(held_out, old) -> None:
+    few = HeldOutPairs(held_out.rows[:39], held_out.queries, np.zeros((0, 3), dtype=np.int64))
+    report = evaluate_pair_update(old, old, few)
+    assert np.isnan(report.recall_before) and np.isnan(report.recall_after)
+    assert not report.accepted and "nothing was judged" in report.reasons[0]
+
+
+def test_copies_of_the_query_are_no_rows_to_judge_by(held_out, old) -> None:
+    rows = np.concatenate([held_out.rows[:39], np.repeat(held_out.queries[:1], 30, axis=0)])
+    only = HeldOutPairs(rows, held_out.queries[:1], np.zeros((0, 3), dtype=np.int64))
+    assert "nothing was judged" in evaluate_pair_update(old, old, only).reasons[0]
+
+
+def test_row_that_holds_the_query_is_no_answer_and_no_neighbour(held_out, old, monkeypatch) -> None:
+    monkeypatch.setattr(pair_gate, "CANDIDATE_COUNT", 3)  # few enough for a copy to be missed among them
+    new = _moved(old, by=0.1)
+    plain = evaluate_pair_update(old, new, held_out)
+    rows = np.concatenate([held_out.rows, 2 * held_out.queries[:50]])
+    own = np.column_stack([np.arange(50), len(held_out.rows) + np.arange(50), np.ones(50, dtype=int)])
+    alone = np.column_stack([[79], [len(held_out.rows)], [1]])  # of another query: stays
+    joined = replace(held_out, rows=rows, pairs=np.concatenate([held_out.pairs, own]))
+    report = evaluate_pair_update(old, new, joined)
+    assert report.judged_count == plain.judged_count == 60
+    assert evaluate_pair_update(old, new, replace(joined, pairs=own)).judged_count == 0
+    assert evaluate_pair_update(old, new, replace(joined, pairs=alone)).judged_count == 1
+    codes = signs(old.instance_bits(rows))
+    recalls, right = [], []
+    for query, row in enumerate(held_out.queries):
+        cosines = rows @ row / np.linalg.norm(rows, axis=1)
+        agreement = signs(new.instance_bits(row[None])) @ codes.T
+        copies = cosines > 0.9999
+        cosines[copies], agreement[:, copies] = -2, -np.inf
+        candidates = top_columns(agreement, count=3)[0]
+        recalls.append(np.isin(np.argsort(-cosines)[:10], candidates).mean())
+        similar = held_out.pairs[(held_out.pairs[:, 0] == query) & (held_out.pairs[:, 2] == 1), 1]
+        if similar.size:
+            right.append(max(candidates, key=lambda found: cosines[found]) in similar)
+    assert report.recall_after == pytest.approx(np.mean(recalls))
+    expected = np.mean(right)
+    assert report.right_before - report.negative_flips + report.positive_flips == pytest.approx(expected)
+
+
 def test_the_same_map_changes_nothing(held_out, old) -> None:
     report = evaluate_pair_update(old, old, held_out, recall_tolerance=0.0, flip_tolerance=0.0)
     assert report.accepted

@@ -287,12 +287,40 @@ def test_distances_that_show_no_shift_are_refused(distances: Distances) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alarms_per_block": 0.0}, {"alarms_per_block": 1.0}, {"run_length": 0}, {"run_length": 51}]
+    "wrong",
+    [
+        {"alarms_per_block": 0.0},
+        {"alarms_per_block": 9e-13},
+        {"alarms_per_block": 1e-16},
+        {"alarms_per_block": 1.0},
+        {"run_length": 0},
+        {"run_length": 51},
+    ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         fit_shift_reference(np.linspace(0, 1, 300), **wrong)
     assert raised.value.key in wrong
+
+
+def test_the_rarest_alarms_that_may_be_asked_for_have_limits() -> None:
+    distances = draw_known(np.random.default_rng(4), 300)
+    rare, usual = (fit_shift_reference(distances, alarms_per_block=rate) for rate in (1e-12, 1e-4))
+    assert rare.window_limit > usual.window_limit and rare.farther_limit > usual.farther_limit
+
+
+def test_a_repeat_is_one_whichever_way_its_distance_is_computed() -> None:
+    rng = np.random.default_rng(6)
+    known = np.where(rng.random(2_000) < 0.4, 0.0, draw_known(rng, 2_000))
+    asked = rng.choice(known, 5_000)
+    for rounding in (-1e-8, 1e-8, -3e-7, -6e-7):
+        near = np.where(asked == 0, rounding, asked)
+        exact, other = (ShiftMonitor(fit_shift_reference(known), category="faq") for _ in range(2))
+        assert exact.observe(asked) is None
+        assert other.observe(near) is None
+        assert other.to_numbers() == exact.to_numbers()
+    known_near = np.where(known == 0, -1e-8, known)
+    assert fit_shift_reference(known_near).to_numbers() == fit_shift_reference(known).to_numbers()
 
 
 def test_equal_distances_in_part_still_make_a_reference() -> None:
