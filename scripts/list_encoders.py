@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from scripts.arguments import add_config, add_json, print_result, read_config
+from scripts.arguments import CommandError, add_config, add_json, print_result, read_config
 from service.database import check_schema, open_engine, reading, writing
 from service.records import EncoderRecord
 from service.registry import activate_encoder, roll_back_encoder
 from service.rows import read_cache, read_encoders
 
 SHORT_ID_CHARS = 12
+SHORTEST_PREFIX_CHARS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("--cache", required=True)
     change = parser.add_mutually_exclusive_group()
-    change.add_argument("--activate", metavar="ENCODER", help="an encoder's id")
+    change.add_argument(
+        "--activate", metavar="ENCODER", help="an encoder's id, or the first 4 or more characters of it"
+    )
     change.add_argument("--rollback", action="store_true", help="to the encoder that was active before")
 
 
@@ -47,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
                 roll_back_encoder(connection, cache.id)
             else:
                 most = config.search.max_live_encoders
-                activate_encoder(connection, cache.id, arguments.activate, max_live_encoders=most)
+                known = [record.encoder_id for record in read_encoders(connection, cache.id)]
+                chosen = whole_id(arguments.activate, known)
+                activate_encoder(connection, cache.id, chosen, max_live_encoders=most)
     with reading(engine) as connection:
         found = read_encoders(connection, read_cache(connection, arguments.cache).id)
     lineage = list(descent(found))
@@ -60,6 +65,19 @@ def run(arguments: argparse.Namespace) -> int:
     for depth, record in lineage:
         print(_line(depth, record, found))
     return 0
+
+
+def whole_id(given: str, known: Sequence[str]) -> str:
+    """The known id that is given or begins so; what is given where none does, or it is too short for that.
+
+    Raises: CommandError: several begin so.
+    """
+    if given in known or len(given) < SHORTEST_PREFIX_CHARS:
+        return given
+    found = sorted(encoder_id for encoder_id in known if encoder_id.startswith(given))
+    if len(found) > 1:
+        raise CommandError(f"--activate {given}: {' and '.join(found)} begin so")
+    return found[0] if found else given
 
 
 def descent(records: Sequence[EncoderRecord]) -> Iterator[tuple[int, EncoderRecord]]:

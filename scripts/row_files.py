@@ -1,6 +1,8 @@
 """Files of rows: .npy, .npz, .jsonl, .parquet, a batch at a time."""
 
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,7 +20,17 @@ from scripts.arguments import CommandError
 BATCH_ROWS = 10_000  # also the rows of one transaction
 COLUMNS = ("id", "category", "text", "response", "labels", "tags", "source", "scope")
 _EMBEDDING_NAMES = ("embeddings", "embedding", "vectors")
-_UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    ValueError,
+    OverflowError,  # lengths that no machine has
+    OSError,
+    EOFError,
+    RuntimeError,  # an encrypted archive, an unknown compression, JSON nested too deep
+    struct.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class RowFile:
                 part = batch if step == 1 else _every(batch, step)
                 if len(part):
                     yield part
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise CommandError(f"{self.path}: {error}") from error
 
 
@@ -75,7 +87,7 @@ def open_rows(path: Path, *, rename: Mapping[str, str] | None = None, texts: Pat
     lines = None if texts is None else read_lines(texts)
     try:
         return reader(path, rename or {}, lines)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise CommandError(f"{path}: {error}") from error
 
 

@@ -9,7 +9,6 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, selec
 from service.errors import NotFoundError, PreconditionError
 from service.keys import child_name
 from service.records import CacheRecord, JobRecord
-from service.rows import read_jobs
 from service.tables import caches, jobs
 
 UPDATE, LOAD = "update", "load"
@@ -102,10 +101,20 @@ def record_progress(
 
 
 def finish(
-    connection: Connection, job: JobRecord, *, state: str, report: str = "", error: str = "", now_ms: int
+    connection: Connection,
+    job: JobRecord,
+    *,
+    state: str,
+    report: str | None = None,
+    error: str = "",
+    now_ms: int,
 ) -> None:
-    """End the job; what it changed belongs in the same transaction. Raises: LeaseLostError."""
-    _change(connection, job, state=state, report=report, error=error, end_ms=now_ms, lease_ms=None)
+    """End the job; what it changed belongs in the same transaction. report: None: as its progress left it.
+
+    Raises: LeaseLostError.
+    """
+    reported = {} if report is None else {"report": report}
+    _change(connection, job, state=state, error=error, end_ms=now_ms, lease_ms=None, **reported)
 
 
 def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int) -> JobRecord:
@@ -121,12 +130,22 @@ def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int
 
 
 def ended_without_success(
-    connection: Connection, cache_id: int, *, kind: str, source: str | None = None, after_ms: int
+    connection: Connection,
+    cache_id: int,
+    *,
+    kind: str,
+    source: str | None = None,
+    after_ms: int,
+    queued_from_ms: int = 0,
 ) -> JobRecord | None:
-    """The last job of this kind and source that failed or was cancelled after `after_ms`."""
+    """The last job of this kind and source, queued at `queued_from_ms` or later, that failed or was cancelled
+    after `after_ms`."""
     ended = jobs.c.state.in_((FAILED, CANCELLED))
     query = select(jobs).where(
-        _same_work(cache_id, kind=kind, source=source), ended, jobs.c.end_ms > after_ms
+        _same_work(cache_id, kind=kind, source=source),
+        ended,
+        jobs.c.end_ms > after_ms,
+        jobs.c.create_ms >= queued_from_ms,
     )
     found = connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).first()
     return None if found is None else JobRecord(**found._mapping)
@@ -140,10 +159,18 @@ def newest_ms(connection: Connection, cache_id: int, *, kind: str) -> int:
 
 def read_job(connection: Connection, cache: CacheRecord, name: str) -> JobRecord:
     """One job. Raises: NotFoundError."""
-    for job in read_jobs(connection, cache.id):
-        if job.name == name:
-            return job
-    raise NotFoundError(f"{child_name(cache.name, 'jobs', name)} does not exist", reason="JOB_NOT_FOUND")
+    found = connection.execute(select(jobs).where(jobs.c.cache_id == cache.id, jobs.c.name == name)).first()
+    if found is None:
+        raise NotFoundError(f"{child_name(cache.name, 'jobs', name)} does not exist", reason="JOB_NOT_FOUND")
+    return JobRecord(**found._mapping)
+
+
+def last_at_stage(connection: Connection, job: JobRecord, *, stage: str) -> JobRecord | None:
+    """The last job of the same work that came to a stage and is or ended there, this one included."""
+    same = _same_work(job.cache_id, kind=job.kind, source=job.source)
+    query = select(jobs).where(same, jobs.c.stage == stage, jobs.c.id <= job.id)
+    found = connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).first()
+    return None if found is None else JobRecord(**found._mapping)
 
 
 def _same_work(cache_id: int, *, kind: str, source: str | None) -> ColumnElement[bool]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
 
 from hashing.checkpoint import dump_state, load_encoder, load_state
 from hashing.config import EncoderConfig
@@ -206,14 +206,21 @@ def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) 
 
 
 def read_unlearned(connection: Connection, cache: CacheRecord) -> Unlearned:
-    """Rows that the next update would learn: labelled, of the encoder's modality, and stored since what the
-    last one saw, accepted or not; none without an active encoder. Cost O(labelled rows since)."""
+    """Rows that make an update due: labelled, of the encoder's modality, and stored since what it or any
+    encoder that descends from it saw; none without an active encoder. Cost O(labelled rows since).
+
+    So a rollback stands: what was learned before it is learned again only by an update that is asked for.
+    """
     if cache.active_encoder_id is None:
         return Unlearned(row_count=0, oldest_ms=None)
+    seen_to = max(
+        _seen_to(connection, cache.id, cache.active_encoder_id),
+        _descendants_seen_to(connection, cache.id, cache.active_encoder_id),
+    )
     query = select(func.count().label("row_count"), func.min(entries.c.create_ms).label("oldest_ms")).where(
         entries.c.cache_id == cache.id,
         entries.c.has_labels,
-        entries.c.seq > _seen_to(connection, cache.id, cache.active_encoder_id),
+        entries.c.seq > seen_to,
     )
     waiting = Unlearned(**connection.execute(query).one()._mapping)
     if not waiting.row_count or len(cache.modalities) == 1:
@@ -239,6 +246,23 @@ def _seen_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
         encoders.c.state == registry.REJECTED,
     )
     return max(connection.execute(own).scalar() or 0, connection.execute(rejected).scalar() or 0)
+
+
+def _descendants_seen_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
+    """The seq up to which rows were learned or judged by updates of this encoder, and by updates of those."""
+    of_cache = encoders.c.cache_id == cache_id
+    children = select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == encoder_id)
+    below = children.cte("below", recursive=True)
+    below = below.union(
+        select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == below.c.encoder_id)
+    )
+    seen = select(func.max(encoders.c.watermark)).where(
+        of_cache,
+        encoders.c.encoder_id.in_(select(below.c.encoder_id)),
+        encoders.c.state != registry.DESTROYED,
+        or_(encoders.c.state == registry.REJECTED, encoders.c.learning_state.is_not(None)),
+    )
+    return connection.execute(seen).scalar() or 0
 
 
 def _label_modality(encoder: Encoder) -> str:

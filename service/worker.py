@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
@@ -126,17 +127,23 @@ class Worker:
                     file.refuse(f"there is no cache {file.cache!r}: create it, then put the file back")
             except FileNotFoundError:
                 continue  # another worker moved it
+            except StoreUnavailableError:
+                raise
             except (OSError, NotFoundError) as error:
                 logger.error("no load of %s can be queued: %s", file.source, error)
+            except Exception:  # as in run_one: one file must not end the worker
+                logger.exception("no load of %s can be queued", file.source)
         return queued
 
     def _enqueue_file(self, file: InboxFile, cache_id: int) -> bool:
         now_ms = self._clock()
-        # A file that was put there since is another one.
-        retry_ms = max(now_ms - int(self._config.update.retry_seconds * 1000), file.changed_ms())
+        retry_ms = now_ms - int(self._config.update.retry_seconds * 1000)
+        changed_ms = file.changed_ms()  # a job that was queued before was another file's
         work = {"kind": jobs.LOAD, "source": file.source}
         with reading(self._engine) as connection:
-            ended = jobs.ended_without_success(connection, cache_id, **work, after_ms=retry_ms)
+            ended = jobs.ended_without_success(
+                connection, cache_id, **work, after_ms=retry_ms, queued_from_ms=changed_ms
+            )
         if ended is None:
             with writing(self._engine) as connection:
                 jobs.enqueue(connection, cache_id, **work, now_ms=now_ms)
@@ -170,9 +177,6 @@ class Worker:
             self._fail(job, str(error))
         except StoreUnavailableError:
             raise
-        except RefusedFileError as error:
-            if self._fail(job, str(error)):
-                self._refuse(job, str(error))
         except (ServiceError, HashingError) as error:
             logger.error("job %s failed: %s", job.name, error)
             self._fail(job, str(error))
@@ -208,27 +212,43 @@ class Worker:
         """Load a file. Rows that are stored already are skipped, so it may be begun again at any point."""
         assert self._inbox is not None and self._load_file is not None and job.source is not None
         file = self._inbox.file_of(job.source)
-        report = job.report
-        is_there = file.path.exists()
-        if not is_there and job.stage != _MOVE:  # one that died at _MOVE may have moved it
+        version = file.version
+        if version is None and job.stage != _MOVE:  # one that died at _MOVE may have moved it
             raise NotFoundError(f"{job.source} is no longer in the inbox", reason="FILE_NOT_FOUND")
-        if is_there:
-            report = json.dumps(asdict(self._load_file(self._engine, file, lease.tell)))
-            lease.write(_MOVE, 0, 1, report=report)
+        known = json.loads(job.report) if version is None else self._stored_before(job, file)
+        if version is not None:
+            try:
+                known = known or asdict(self._load_file(self._engine, file, lease.tell))
+            except RefusedFileError as error:
+                if self._fail(job, str(error)):
+                    _refuse(file, str(error))
+                return
+            known |= {"size_bytes": version.size_bytes, "modified_ns": version.modified_ns}
+            lease.write(_MOVE, 0, 1, report=json.dumps(known))
             file.keep_loaded()
+        report = json.dumps({name: known[name] for name in ("stored_count", "skipped_count")})
         with writing(self._engine) as connection:
             jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
         logger.info("job %s: %s: %s", job.name, job.source, report)
 
-    def _refuse(self, job: JobRecord, reason: str) -> None:
-        assert self._inbox is not None and job.source is not None
-        try:
-            self._inbox.file_of(job.source).refuse(reason)
-        except OSError as error:
-            logger.error("%s cannot be put to the refused ones: %s", job.source, error)
+    def _stored_before(self, job: JobRecord, file: InboxFile) -> dict[str, Any]:
+        """What is known of this very file where its rows were stored before and only its move failed.
+
+        Its rows are not looked at again then: those deleted meanwhile would come back. Else empty.
+        """
+        with reading(self._engine) as connection:
+            last = jobs.last_at_stage(connection, job, stage=_MOVE)
+        if last is None or file.version is None:
+            return {}
+        known: dict[str, Any] = json.loads(last.report) if last.report else {}  # no digest once it was moved
+        looked = (known.get("size_bytes"), known.get("modified_ns"))
+        if looked != (file.version.size_bytes, file.version.modified_ns):
+            return {}
+        return known if known.get("digest") == file.digest() else {}
 
     def _fail(self, job: JobRecord, error: str) -> bool:
         """End the job; False where another worker has it, or it was cancelled."""
+        error = error.encode(errors="backslashreplace").decode()  # of a file: half a surrogate pair
         try:
             with writing(self._engine) as connection:
                 jobs.finish(connection, job, state=jobs.FAILED, error=error, now_ms=self._clock())
@@ -236,3 +256,10 @@ class Worker:
             logger.warning("%s", lost)
             return False
         return True
+
+
+def _refuse(file: InboxFile, reason: str) -> None:
+    try:
+        file.refuse(reason)
+    except OSError as error:
+        logger.error("%s cannot be put to the refused ones: %s", file.source, error)

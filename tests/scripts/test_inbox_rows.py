@@ -1,6 +1,8 @@
 """Files that appear in a worker's inbox: loaded once, whatever dies on the way, or refused."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,16 +16,17 @@ from sqlalchemy import Engine, event, select
 from hashing.config import EncoderConfig
 from hashing.trainer import no_progress
 from scripts.inbox_rows import load_inbox_file
-from service import jobs, registry
+from service import jobs, registry, store
 from service.application import clock_ms
 from service.config import Config, load_config
 from service.database import migrate, open_engine, reading, writing
 from service.errors import NotFoundError
-from service.inbox import FileReport, InboxFile
+from service.inbox import FileReport, InboxFile, RefusedFileError
 from service.learning import train_from_store
-from service.records import JobRecord, ModalitySpec
+from service.records import JobRecord, ModalitySpec, Policy, Selection
 from service.rows import read_cache, read_caches, read_jobs
 from service.tables import entries
+from service.transaction import CacheTransaction
 from service.worker import Worker
 
 DIM = 8
@@ -155,6 +158,16 @@ def test_rows_of_two_files_without_ids_are_all_stored_and_of_the_same_file_once(
     assert json.loads(inbox.jobs()[0].report) == {"stored_count": 0, "skipped_count": 3}
 
 
+def test_the_same_content_in_two_categories_is_stored_in_both(inbox: Inbox) -> None:
+    path = inbox.put("a.jsonl", rows_of(3))
+    other = inbox.folder.with_name("sales")
+    other.mkdir()
+    (other / "a.jsonl").write_bytes(path.read_bytes())
+    inbox.poll(inbox.worker())
+    assert len(set(inbox.names())) == 6
+    assert [json.loads(job.report)["stored_count"] for job in inbox.jobs()] == [3, 3]
+
+
 def test_npz_npy_and_parquet_are_loaded_as_well(inbox: Inbox) -> None:
     arrow = pytest.importorskip("pyarrow", reason="needs the extra train")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -177,6 +190,28 @@ def _unpacked_is_large(path: Path) -> None:
     np.savez_compressed(path, embeddings=np.ones((40_000, DIM)))
 
 
+def _unpacked_parquet_is_large(path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="needs the extra train")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"embedding": np.ones((40_000, DIM)).tolist()})
+    parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 1024 * 1024
+
+
+def _header_changed(path: Path, *, place: int, value: bytes) -> None:
+    """A field of the archive's member, in its own header and in the directory."""
+    np.savez(path, embeddings=np.ones((50, DIM)))
+    content = bytearray(path.read_bytes())
+    for signature, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        start = content.find(signature) + place + shift
+        content[start : start + len(value)] = value
+    path.write_bytes(bytes(content))
+
+
+_encrypted = partial(_header_changed, place=6, value=b"\x01\x00")
+_unknown_compression = partial(_header_changed, place=8, value=b"\x63\x00")
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "why"),
     [
@@ -187,6 +222,10 @@ def _unpacked_is_large(path: Path) -> None:
         ("rows.jsonl", b"x" * (1024 * 1024 + 1), "1048577 bytes, at most 1 MiB"),
         ("rows.npz", _cut, "rows.npz: "),
         ("rows.npz", _unpacked_is_large, "bytes, at most 1 MiB"),
+        ("rows.parquet", _unpacked_parquet_is_large, "bytes, at most 1 MiB"),
+        ("rows.npz", _encrypted, "encrypted"),
+        ("rows.npz", _unknown_compression, "compression"),
+        ("rows.jsonl", b"[" * 100_000, "recursion"),
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_refused_with_the_reason(
@@ -358,6 +397,164 @@ def test_a_folder_that_files_cannot_be_moved_in_fails_the_job_and_says_so(
     (job,) = inbox.jobs()
     assert (job.state, len(inbox.names())) == (jobs.FAILED, 1)
     assert "Permission denied" in job.error
+
+
+def _refuse_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+def _delete(inbox: Inbox, name: str) -> None:
+    with writing(inbox.engine) as connection:
+        tx = CacheTransaction.lock(connection, read_cache(connection, "faq").id, now_ms=clock_ms())
+        assert store.invalidate(tx, Selection(names=(name,))) == 1
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_rows_deleted_after_only_the_move_failed_stay_deleted(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, *, died: bool
+) -> None:
+    inbox.put("rows.jsonl", rows_of(3))
+    begun = clock_ms() + 1000
+
+    def die(_file: InboxFile) -> None:
+        raise _DeadError
+
+    if died:
+        monkeypatch.setattr(InboxFile, "keep_loaded", die)
+        with pytest.raises(_DeadError):
+            inbox.poll(inbox.worker(clock=lambda: begun))
+    else:
+        _refuse_renames(monkeypatch)
+        inbox.poll(inbox.worker(clock=lambda: begun))
+    gone = inbox.names()[0]
+    _delete(inbox, gone)
+    if not died:
+        inbox.poll(inbox.worker(clock=lambda: begun + 10**6))  # the move fails again
+    monkeypatch.undo()
+    inbox.poll(inbox.worker(clock=lambda: begun + 2 * 10**6))
+    assert (gone in inbox.names(), len(inbox.names())) == (False, 2)
+    assert (inbox.files(), inbox.jobs()[0].state) == ({"loaded/rows.jsonl"}, jobs.SUCCEEDED)
+    assert json.loads(inbox.jobs()[0].report) == {"stored_count": 3, "skipped_count": 0}
+
+
+def test_a_corrected_file_whose_predecessor_was_not_moved_is_loaded(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = inbox.put("rows.jsonl", rows_of(3))
+    before = path.stat()
+    begun = clock_ms() + 1000
+    _refuse_renames(monkeypatch)
+    inbox.poll(inbox.worker(clock=lambda: begun))
+    monkeypatch.undo()
+    changed = path.read_bytes().replace(b"r0", b"r9")
+    path.write_bytes(changed)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only its content tells it apart
+    inbox.poll(inbox.worker(clock=lambda: begun + 10**6))
+    assert (len(inbox.names()), inbox.files()) == (6, {"loaded/rows.jsonl"})
+
+
+def test_a_file_that_is_loaded_again_on_purpose_brings_deleted_rows_back(inbox: Inbox) -> None:
+    path = inbox.put("rows.jsonl", rows_of(3))
+    worker = inbox.worker()
+    inbox.poll(worker)
+    _delete(inbox, inbox.names()[0])
+    (inbox.folder / "loaded" / "rows.jsonl").rename(path)
+    inbox.poll(worker)
+    assert len(inbox.names()) == 3
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file_that_takes_the_place_of_one_that_is_read_is_loaded_next(
+    inbox: Inbox, *, refused: bool
+) -> None:
+    inbox.put("rows.jsonl", rows_of(2))
+
+    def load(engine: Engine, file: InboxFile, progress: Any) -> FileReport:
+        report = load_inbox_file(engine, file, progress, config=inbox.config)
+        inbox.put(".next", rows_of(3, first=7)).rename(file.path)
+        if refused:
+            raise RefusedFileError("it is of no use")
+        return report
+
+    inbox.poll(inbox.worker(load=load))
+    assert (inbox.files(), len(inbox.names())) == ({"rows.jsonl"}, 2)
+    inbox.poll(inbox.worker())
+    assert (inbox.files(), len(inbox.names())) == ({"loaded/rows.jsonl"}, 5)
+
+
+def test_a_name_that_is_not_utf8_is_left_alone_with_one_warning(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = inbox.put(os.fsdecode(b"caf\xe9.jsonl"), rows_of(2))
+    inbox.put("rows.jsonl", rows_of(3, first=5))
+    worker = inbox.worker()
+    inbox.poll(worker)
+    inbox.poll(worker)
+    assert (path.exists(), len(inbox.names())) == (True, 3)
+    assert caplog.text.count("its name is not UTF-8") == 1
+
+
+def test_a_file_that_cannot_be_queued_does_not_hold_up_the_others(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox.put("a.jsonl", rows_of(2))
+    inbox.put("b.jsonl", rows_of(3, first=5))
+    enqueue = jobs.enqueue
+
+    def fail(*arguments: Any, source: str, **named: Any) -> JobRecord:
+        if source.endswith("a.jsonl"):
+            raise ValueError("unforeseen")
+        return enqueue(*arguments, source=source, **named)
+
+    monkeypatch.setattr(jobs, "enqueue", fail)
+    inbox.poll(inbox.worker())
+    assert (inbox.files(), len(inbox.names())) == ({"a.jsonl", "loaded/b.jsonl"}, 3)
+    assert "no load of faq/billing/a.jsonl can be queued" in caplog.text
+
+
+def test_an_error_of_text_that_is_no_unicode_does_not_end_the_worker(inbox: Inbox) -> None:
+    inbox.put("rows.jsonl", rows_of(1))
+
+    def load(engine: Engine, file: InboxFile, progress: object) -> FileReport:
+        raise RefusedFileError("half a pair: \ud800")
+
+    inbox.poll(inbox.worker(load=load))
+    assert "\\ud800" in inbox.jobs()[0].error
+    assert "\\ud800" in (inbox.folder / "refused" / "rows.jsonl.txt").read_text()
+
+
+def test_a_row_over_the_categorys_bytes_refuses_the_file(inbox: Inbox) -> None:
+    with writing(inbox.engine) as connection:
+        registry.create_category(connection, "faq", "billing", policy=Policy(max_bytes=500), now_ms=0)
+    inbox.put("rows.jsonl", rows_of(1, response="x" * 1000))
+    inbox.poll(inbox.worker())
+    reason = (inbox.folder / "refused" / "rows.jsonl.txt").read_text()
+    assert "exceeds the category's quota of 500" in reason
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.npz", "rows.npy"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_tried_again(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    path = inbox.put(name, rows_of(2))
+    if name != "rows.jsonl":
+        save = np.savez if name == "rows.npz" else np.save
+        save(path, np.array([row["embedding"] for row in rows_of(2)]))
+
+    def fail(*_arguments: Any, **_named: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("numpy.load", fail)
+    monkeypatch.setattr("json.loads", fail)
+    inbox.poll(inbox.worker(clock=lambda: clock_ms() + 1000))
+    monkeypatch.undo()
+    (job,) = inbox.jobs()
+    assert (job.state, inbox.files()) == (jobs.FAILED, {name})
+    assert os.strerror(number) in job.error
 
 
 def test_a_full_store_fails_the_load_and_keeps_the_file(inbox: Inbox) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scripts.list_encoders import descent
+from scripts.arguments import CommandError
+from scripts.list_encoders import descent, whole_id
 from service.records import EncoderRecord
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -26,6 +28,7 @@ def encoder(name: str, *, parent: str | None, create_ms: int) -> EncoderRecord:
         watermark=create_ms,
         label_bits=64,
         class_count=2,
+        untraced_row_count=0,
         metrics={},
         reason="",
         create_ms=create_ms,
@@ -73,6 +76,26 @@ def test_each_encoder_is_shown_once_behind_its_parent(parents: list[int | None],
         assert position > above[0] and depth == above[1] + 1
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("abcd1", "abcd1234"),
+        ("abcd2222", "abcd2222"),
+        ("abcd222", "abcd222"),  # is one itself, and another begins so
+        ("zzzz", "zzzz9999"),
+        ("zzz", "zzz"),  # too short: no encoder's id
+        ("0000", "0000"),
+    ],
+)
+def test_an_encoder_is_meant_by_the_beginning_of_its_id(given: str, meant: str) -> None:
+    assert whole_id(given, ["abcd1234", "abcd2222", "abcd222", "zzzz9999"]) == meant
+
+
+def test_a_beginning_that_fits_two_encoders_names_both() -> None:
+    with pytest.raises(CommandError, match="abcd1234 and abcd2222"):
+        whole_id("abcd", ["abcd2222", "zzzz9999", "abcd1234"])
+
+
 def test_encoders_are_listed_activated_and_rolled_back(
     nearhit: Run, embeddings: NDArray[np.float32], tmp_path: Path
 ) -> None:
@@ -89,7 +112,7 @@ def test_encoders_are_listed_activated_and_rolled_back(
     assert (first["state"], second["state"]) == ("active", "candidate")
     assert (first["entries_after_seq"], first["entries_to_seq"]) == (0, 120)
     assert first["metrics"]["row_count"] == 120
-    states = {found["encoder"]: found["state"] for found in listed("--activate", second["encoder"])}
+    states = {found["encoder"]: found["state"] for found in listed("--activate", second["encoder"][:12])}
     assert states == {first["encoder"]: "retired", second["encoder"]: "active"}
     states = {found["encoder"]: found["state"] for found in listed("--rollback")}
     assert states == {first["encoder"]: "active", second["encoder"]: "retired"}

@@ -289,6 +289,42 @@ def test_after_a_rollback_label_codes_follow_the_next_update(cache: StoreCache) 
     check_label_codes(cache)
 
 
+def unlearned_count(cache: StoreCache) -> int:
+    with reading(cache.engine) as connection:
+        return read_unlearned(connection, read_cache(connection, cache.name)).row_count
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_rows_learned_before_a_rollback_make_no_update_due_but_one_by_hand_learns_them(
+    cache: StoreCache, steps: int
+) -> None:
+    faq = learned(cache, "a", "b")
+    for label in "cd"[:steps]:
+        fill(cache, faq, label)
+        learn(cache)
+    for _ in range(steps):
+        with writing(cache.engine) as connection:
+            registry.roll_back_encoder(connection, cache.id)
+        assert unlearned_count(cache) == 0
+    fill(cache, faq, "e", count=4)
+    assert unlearned_count(cache) == 4
+    assert learn(cache).new_labels == (*"cd"[:steps], "e")
+
+
+def test_a_destroyed_child_and_one_without_labels_count_no_row_as_seen(cache: StoreCache) -> None:
+    faq = learned(cache, "a", "b")
+    fill(cache, faq, "c", count=5)
+    learn(cache)
+    child = active_id(cache)
+    with writing(cache.engine) as connection:
+        registry.roll_back_encoder(connection, cache.id)
+    for changed in ({"learning_state": None}, {"learning_state": b"", "state": registry.DESTROYED}):
+        with writing(cache.engine) as connection:
+            same = (tables.encoders.c.cache_id == cache.id, tables.encoders.c.encoder_id == child)
+            connection.execute(tables.encoders.update().where(*same).values(**changed))
+        assert unlearned_count(cache) == 5
+
+
 def test_rolling_back_needs_an_encoder_before(cache: StoreCache) -> None:
     with pytest.raises(PreconditionError), writing(cache.engine) as connection:
         registry.roll_back_encoder(connection, cache.id)
