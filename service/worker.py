@@ -173,12 +173,12 @@ class Worker:
         except jobs.LeaseLostError as error:
             logger.warning("%s", error)
         except StoreFullError as error:
-            logger.error("job %s failed: %s", job.name, error)
+            logger.error("job %s failed: %s", job.name, _encodable(error))
             self._fail(job, str(error))
         except StoreUnavailableError:
             raise
         except (ServiceError, HashingError) as error:
-            logger.error("job %s failed: %s", job.name, error)
+            logger.error("job %s failed: %s", job.name, _encodable(error))
             self._fail(job, str(error))
         except Exception as error:  # the worker's outermost place: one job must not end it
             logger.exception("job %s failed", job.name)
@@ -220,8 +220,9 @@ class Worker:
             try:
                 known = known or asdict(self._load_file(self._engine, file, lease.tell))
             except RefusedFileError as error:
-                if self._fail(job, str(error)):
-                    _refuse(file, str(error))
+                reason = _encodable(error)
+                if self._fail(job, reason):
+                    _refuse(file, reason)
                 return
             known |= {"size_bytes": version.size_bytes, "modified_ns": version.modified_ns}
             lease.write(_MOVE, 0, 1, report=json.dumps(known))
@@ -248,7 +249,7 @@ class Worker:
 
     def _fail(self, job: JobRecord, error: str) -> bool:
         """End the job; False where another worker has it, or it was cancelled."""
-        error = error.encode(errors="backslashreplace").decode()  # of a file: half a surrogate pair
+        error = _encodable(error)
         try:
             with writing(self._engine) as connection:
                 jobs.finish(connection, job, state=jobs.FAILED, error=error, now_ms=self._clock())
@@ -256,6 +257,11 @@ class Worker:
             logger.warning("%s", lost)
             return False
         return True
+
+
+def _encodable(error: object) -> str:
+    """The text of an error, whose words may be of a file: half a surrogate pair is no Unicode."""
+    return str(error).encode(errors="backslashreplace").decode()
 
 
 def _refuse(file: InboxFile, reason: str) -> None:

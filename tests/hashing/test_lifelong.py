@@ -278,7 +278,7 @@ def test_gate_refuses_a_label_part_that_is_not_finite(
     broken = replace(head, weight=weight)
     if method == "discriminant":
         config = replace(small_config, label_method="discriminant")
-        state = empty_state(32, config=config, rows=old_rows.embeddings)
+        state = empty_state(32, config=config)
         head = state.add(old_rows.embeddings, old_rows.labels).head(modality="text")
         bias = np.array(head.class_bias)
         bias[0] = value
