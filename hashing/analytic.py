@@ -157,10 +157,6 @@ class LabelState:
         """Return the state with class codes that extend its own."""
         return replace(self, class_codes=class_codes)
 
-    def solved(self) -> LabelState:
-        """Return the state itself: `head` solves it."""
-        return self
-
     def head(self, *, modality: str) -> LabelHead:
         """Return the label part that the sums imply. Raises: as `solve`."""
         return LabelHead(

@@ -80,7 +80,7 @@ def load_encoder(content: bytes) -> Encoder:
 
 
 def dump_state(state: LearnedState) -> bytes:
-    """Serialise a label state; only the upper triangle of the gram is kept, of a solution nothing."""
+    """Serialise a label state; only the upper triangle of the gram is kept."""
     upper = np.triu_indices(state.features.count)
     tensors = {
         **feature_tensors(state.features),

@@ -156,13 +156,6 @@ class ClassShares:
         """Return the entries of each class, int64 [c]."""
         return np.diff(self.starts, append=self.rows.size).astype(np.int64)
 
-    def dense(self, values: NDArray[np.float32], *, class_count: int) -> NDArray[np.float32]:
-        """Return a matrix that has the value of each entry in the column of its class, [entries, classes]."""
-        matrix = np.zeros((self.rows.size, class_count), dtype=np.float32)
-        columns = np.repeat(self.classes, self.entry_counts())
-        matrix[np.arange(self.rows.size), columns] = values
-        return matrix
-
 
 def class_shares(class_codes: ClassCodes, labels: Labels) -> ClassShares:
     """Divide rows between their labels; a label repeated in one row counts once.

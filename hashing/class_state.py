@@ -25,60 +25,8 @@ WITHIN_SHARE = 0.5
 """Share of the scatter between classes that is taken out of the metric: 0 is ridge regression on the classes,
 1 linear discriminant analysis. Flat from .4 to .8 on the validation split of intents."""
 
-REMOVED_SHARE = 0.25
-"""Rows, in features, that may be taken out of a factor before it is made anew."""
-
-LEAST_PIVOT = 0.03
-"""Smallest pivot of what remains of removed rows, in a factor; below it float32 has too few digits."""
-
 LEAST_SHARE = 1 / 64
 """Less of a class is rounding, where a state does not know its entries: no row has so many labels."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClassSolution:
-    """A factor of A at some point, and what has been taken out since.
-
-    factor: of A at that point. half: float32 [D, classes], L^-1 times the sums of the classes now. removed:
-    float32 [D, k], L^-1 times the features of the rows taken out since.
-    """
-
-    factor: Factor
-    half: NDArray[np.float32]
-    removed: NDArray[np.float32]
-
-    def without(self, features: NDArray[np.float32], shares: NDArray[np.float32]) -> ClassSolution | None:
-        """Return the solution without rows float32 [k, D] and their shares of the classes [k, classes].
-
-        None where it would be inaccurate, or no faster than a new one. Cost O(k D^2).
-        """
-        if self.removed.shape[1] + features.shape[0] > REMOVED_SHARE * features.shape[1]:
-            return None
-        removed = self.factor.forward(np.ascontiguousarray(features.T))
-        smaller = ClassSolution(
-            factor=self.factor,
-            half=self.half - removed @ shares,
-            removed=np.concatenate([self.removed, removed], axis=1),
-        )
-        return smaller if smaller._is_accurate() else None
-
-    def inner(self) -> NDArray[np.float32]:
-        """Return (I - T T^T)^-1 half for T = removed (Woodbury 1950), float32 [D, classes]."""
-        if not self.removed.shape[1]:
-            return self.half
-        pulled = np.linalg.solve(self._remains(), (self.removed.T @ self.half).astype(np.float64))
-        return self.half + self.removed @ pulled.astype(np.float32)
-
-    def _remains(self) -> NDArray[np.float64]:
-        product = (self.removed.T @ self.removed).astype(np.float64)
-        return np.eye(product.shape[0]) - product
-
-    def _is_accurate(self) -> bool:
-        try:
-            pivots = np.diagonal(np.linalg.cholesky(self._remains()))
-        except np.linalg.LinAlgError:
-            return False
-        return bool((pivots >= LEAST_PIVOT).all())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,8 +38,7 @@ class ClassState:
     in order of issue. class_counts: rows of each class, float64 [classes]; a row with m labels counts 1/m to
     each. row_count: rows in the sums. entry_counts: rows of each class whatever their other labels, int64
     [classes]; at least so many in a state that was stored without them (`least_entry_counts`). The arrays
-    hold 8 D (D + classes) bytes, 22 MB at D 1600, 150 classes. solution: what `solved` found and `remove`
-    keeps, None otherwise; no part of what is stored.
+    hold 8 D (D + classes) bytes, 22 MB at D 1600, 150 classes.
     """
 
     features: QuadraticFeatures
@@ -102,7 +49,6 @@ class ClassState:
     class_counts: NDArray[np.float64]
     row_count: int
     entry_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    solution: ClassSolution | None = None
 
     def __post_init__(self) -> None:
         assert self.entry_counts.size == self.class_counts.size, "a count per class"
@@ -132,7 +78,6 @@ class ClassState:
             class_counts=np.zeros_like(self.class_counts),
             row_count=0,
             entry_counts=np.zeros_like(self.entry_counts),
-            solution=None,
         )
 
     def issue(self, labels: Iterable[str]) -> ClassState:
@@ -150,7 +95,6 @@ class ClassState:
             class_sums=np.concatenate([self.class_sums, np.zeros((fresh, self.features.count))]),
             class_counts=np.concatenate([self.class_counts, np.zeros(fresh)]),
             entry_counts=np.concatenate([self.entry_counts, np.zeros(fresh, dtype=np.int64)]),
-            solution=None,
         )
 
     def add(self, embeddings: NDArray[np.floating], labels: Labels) -> ClassState:
@@ -167,8 +111,7 @@ class ClassState:
         """Return the state as if these rows had never been added; issued class codes stay.
 
         The caller passes the embeddings and labels as they were added: sums cannot tell whether a row is in
-        them. A solved state stays solved, as long as few rows have left it; scores then differ from those of
-        training on the rest by rounding, under 1e-3 of their range.
+        them. Scores differ from those of training on the rest by rounding, under 1e-3 of their range.
         Raises: as `add`; UnknownLabelError; TrainingDataError for more rows than the state holds.
         """
         check_labels(labels, row_count=embeddings.shape[0])
@@ -178,53 +121,27 @@ class ClassState:
             )
         return self._moved(embeddings, labels, direction=-1)
 
-    def solved(self) -> ClassState:
-        """Return the state with its solution, from which `remove` goes on; itself where it has one.
-
-        Raises: TrainingDataError where A = gram + ridge I is not positive definite, which only the removal of
-        rows that were never added can cause.
-        """
-        if self.solution is not None:
-            return self
-        try:
-            factor = self._factor(np.float32)
-        except np.linalg.LinAlgError:  # the digits of float32 may not reach from many rows down to the ridge
-            try:
-                factor = self._factor(np.float64)
-            except np.linalg.LinAlgError:
-                raise TrainingDataError("rows were removed that had never been added") from None
-        half = factor.forward(self.class_sums.T.astype(np.float32))
-        removed = np.zeros((self.features.count, 0), dtype=np.float32)
-        return replace(self, solution=ClassSolution(factor=factor, half=half, removed=removed))
-
     def head(self, *, modality: str) -> ClassHead:
-        """Return the label part that the sums imply. Raises: as `solved`.
+        """Return the label part that the sums imply.
 
-        With class sums C, counts N and the metric A_t = A - t C^T N^-1 C, class y of mean m_y scores a row
-        n (f A_t^-1 m_y - t/2 m_y A_t^-1 m_y): linear discriminant analysis (Fisher 1936) of a share t of the
-        scatter between classes, with an even prior.
-
-        Cost O(D^2 classes + classes^3): .28 s for 1000 classes, 1.6 s for 2000, 9.6 s for 4000.
+        With class sums C, counts N and the metric A_t = gram + ridge I - t C^T N^-1 C, class y of mean m_y
+        scores a row n (f A_t^-1 m_y - t/2 m_y A_t^-1 m_y): linear discriminant analysis (Fisher 1936) of a
+        share t of the scatter between classes, with an even prior. Cost O(D^3 + D^2 classes).
+        Raises: TrainingDataError where A_t is not positive definite, which only the removal of rows that were
+        never added can cause.
         """
-        solution = self.solved().solution
-        assert solution is not None, "solved"
         present = self._present()
-        half, inner = solution.half, solution.inner()
-        if present.size < len(self.class_codes):
-            half, inner = half[:, present], inner[:, present]
-        counts = self.class_counts[present]
-        scatter = (half.T @ inner).astype(np.float64)  # C A^-1 C^T, [present, present]
-        # A_t^-1 C^T = A^-1 C^T (I - t N^-1 C A^-1 C^T)^-1, again Woodbury.
-        mixing = np.linalg.inv(np.eye(present.size) - WITHIN_SHARE * scatter / counts[:, None])
-        mixing *= self.row_count / counts
-        weight = solution.factor.backward(inner @ mixing.astype(np.float32))
-        if present.size < len(self.class_codes):
-            present_weight = weight
-            weight = np.zeros((self.features.count, len(self.class_codes)), dtype=np.float32)
-            weight[:, present] = present_weight
+        counts = self.class_counts[present, None]
+        if not (counts > 0).all():
+            raise TrainingDataError("rows were removed that had never been added")
+        sums = self.class_sums[present]
+        means = (sums / counts).astype(np.float32)  # [present, D]
+        factor = self._factor(sums / np.sqrt(counts))
+        half = factor.forward(np.ascontiguousarray(means.T))  # [D, present]
+        weight = np.zeros((self.features.count, len(self.class_codes)), dtype=np.float32)
+        weight[:, present] = self.row_count * factor.backward(half)
         bias = np.full(len(self.class_codes), ABSENT_BIAS)
-        own = np.einsum("ij,ji->i", scatter, mixing) / counts  # n m_y A_t^-1 m_y
-        bias[present] = -WITHIN_SHARE / 2 * own
+        bias[present] = -WITHIN_SHARE / 2 * self.row_count * np.einsum("dc,dc->c", half, half)
         return ClassHead(
             features=self.features,
             class_weight=weight,
@@ -233,11 +150,17 @@ class ClassState:
             modality=modality,
         )
 
-    def _factor(self, dtype: type[np.floating]) -> Factor:
-        """Factorise A in float32 or float64. Raises: numpy.linalg.LinAlgError."""
-        regularised = self.gram.astype(dtype)
-        regularised.flat[:: self.features.count + 1] += self.ridge
-        return factorise(regularised)
+    def _factor(self, spread: NDArray[np.float64]) -> Factor:
+        """Factorise A_t. spread: float64 [present, D], N^-1/2 C. Raises: TrainingDataError."""
+        metric = self.gram - WITHIN_SHARE * (spread.T @ spread)
+        metric.flat[:: self.features.count + 1] += self.ridge
+        # The digits of float32 may not reach from many rows down to the ridge.
+        for matrix in (metric.astype(np.float32), metric):
+            try:
+                return factorise(matrix)
+            except np.linalg.LinAlgError:
+                continue
+        raise TrainingDataError("rows were removed that had never been added")
 
     def _present(self) -> NDArray[np.intp]:
         """Return the classes that have rows, ascending."""
@@ -247,7 +170,6 @@ class ClassState:
         gram = self.gram
         class_sums = self.class_sums.copy()
         class_counts, entry_counts = self.class_counts.copy(), self.entry_counts.copy()
-        solution = self.solution if direction < 0 else None
         for start in range(0, embeddings.shape[0], CHUNK_ROWS):
             rows = as_rows(embeddings[start : start + CHUNK_ROWS], dim=self.features.dim)
             shares = class_shares(self.class_codes, labels[start : start + CHUNK_ROWS])
@@ -266,8 +188,6 @@ class ClassState:
             )
             class_counts[shares.classes] += direction * shares.share_sums()
             entry_counts[shares.classes] += direction * shares.entry_counts()
-            if solution is not None:
-                solution = solution.without(features, shares.dense(roots, class_count=len(self.class_codes)))
         return replace(
             self,
             gram=gram,
@@ -275,7 +195,6 @@ class ClassState:
             class_counts=class_counts,
             row_count=self.row_count + direction * embeddings.shape[0],
             entry_counts=entry_counts,
-            solution=solution,
         )
 
 

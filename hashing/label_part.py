@@ -15,7 +15,7 @@ LabelPart = LabelHead | ClassHead
 """What serves. Both have `features`, `class_codes`, `modality` and `values`."""
 
 LearnedState = LabelState | ClassState
-"""What learns. Both have `issue`, `with_codes`, `add`, `remove`, `solved` and `head`."""
+"""What learns. Both have `issue`, `with_codes`, `add`, `remove`, `emptied` and `head`."""
 
 
 def empty_state(dim: int, *, config: EncoderConfig) -> LearnedState:

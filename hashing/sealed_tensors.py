@@ -30,7 +30,7 @@ def seal_tensors(kind: str, tensors: Tensors, metadata: Mapping[str, object], *,
     document = {**metadata, "format": kind, "format_version": version}
     checksum = content_hash(tensors, document)
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    text = json.dumps({**document, "checksum": checksum}, sort_keys=True, allow_nan=False)
+    text = _document_text({**document, "checksum": checksum})
     return save_tensors(contiguous, metadata={METADATA_KEY: text})
 
 
@@ -76,12 +76,21 @@ def header_document(content: bytes) -> dict[str, Any]:
     if not header.rstrip(b" ").endswith(b"}"):  # JSON would take other white space for the padding
         raise CheckpointError("header is padded with something else than spaces")
     try:
-        document = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+        text = json.loads(header)["__metadata__"][METADATA_KEY]
+        document = json.loads(text)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"header holds no {METADATA_KEY} metadata") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{METADATA_KEY} metadata is not an object")
+
+    if text != _document_text(document):
+        raise CheckpointError(f"{METADATA_KEY} metadata is not written as this library writes it")
     return document
+
+
+def _document_text(document: Mapping[str, Any]) -> str:
+    """Write a document in the one way that is accepted."""
+    return json.dumps(document, sort_keys=True)
 
 
 def matrix_of(tensors: Tensors, name: str) -> NDArray[np.float32]:

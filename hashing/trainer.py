@@ -14,7 +14,7 @@ from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows, check_training_rows, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.inference import Encoder
-from hashing.label_part import LabelPart, LearnedState, empty_state
+from hashing.label_part import LearnedState, empty_state
 from hashing.metrics import class_retrieval_map, code_recall
 from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation
 from hashing.radius import RadiusTable, calibrate_radii
@@ -89,13 +89,8 @@ def train_encoder(
     metrics |= {"labelled_row_count": float(labelled.size), "label_query_count": float(query_count)}
     if query_count:
         metrics["label_map"] = label_map
-    label_head = label_head_of(state, modality=modality)
+    label_head = state.head(modality=modality)
     return TrainedEncoder(encoder=replace(encoder, label_head=label_head, metrics=metrics), state=state)
-
-
-def label_head_of(state: LearnedState, *, modality: str) -> LabelPart:
-    """Solve a state into the label part of an encoder."""
-    return state.head(modality=modality)
 
 
 def labelled_rows(labels: Labels, *, row_count: int) -> NDArray[np.intp]:
@@ -201,7 +196,7 @@ def train_label_part(
     database = kept[:: max(1, -(-kept.size // METRIC_ROWS_LIMIT))]
     database_labels = [labels[row] for row in database.tolist()]
     label_map = class_retrieval_map(
-        label_head_of(state, modality="").values(query_rows),
+        state.head(modality="").values(query_rows),
         target_bits(state.class_codes, database_labels),
         query_labels=query_labels,
         row_labels=database_labels,

@@ -20,11 +20,9 @@ from service import registry
 from service.application import clock_ms
 from service.config import Config
 from service.database import reading, writing
-from service.errors import PreconditionError
-from service.keys import cache_name
 from service.learning import of_modality, read_rows
 from service.records import CacheRecord
-from service.rows import read_cache, read_encoder, read_weights
+from service.rows import active_encoder_id, read_cache, read_encoder, read_weights
 from service.tables import encoders
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def update_with_pairs(
         raise CommandError("this needs the extra `train`: pip install nearhit[train]") from error
     with reading(engine) as connection:
         record = read_cache(connection, cache)
-        parent = _active_encoder(connection, record)
+        parent = load_encoder(read_weights(connection, record.id, active_encoder_id(record)))
         modality = next(iter(parent.projections))
         read = read_rows(connection, of_modality(record, modality), most=MAX_REHEARSED_ROWS + MAX_GATE_ROWS)
         stored = read.vectors
@@ -98,14 +96,6 @@ def update_with_pairs(
     return {"encoder_id": learned.encoder.encoder_id, **asdict(gate), **figures}
 
 
-def _active_encoder(connection: Connection, record: CacheRecord) -> Encoder:
-    if record.active_encoder_id is None:
-        raise PreconditionError(
-            f"{cache_name(record.name)} has no active encoder: train one first", reason="NO_ACTIVE_ENCODER"
-        )
-    return load_encoder(read_weights(connection, record.id, record.active_encoder_id))
-
-
 def _held_out(labelled: LabelledPairs, stored: NDArray[np.float32]) -> HeldOutPairs:
     """Ask with the first text of each held-out pair for the second one, among stored rows."""
     asked, query = np.unique(labelled.pairs[:, 0], return_inverse=True)
@@ -131,12 +121,7 @@ def _register(
 ) -> None:
     """Keep the child with its figures, and activate it where the gate has accepted it, in one transaction."""
     with writing(engine) as connection:
-        locked = registry.lock_cache(connection, record.id)
-        if locked.active_encoder_id != parent.encoder_id:
-            raise PreconditionError(
-                f"{cache_name(record.name)} got another active encoder during the update",
-                reason="ACTIVE_ENCODER_CHANGED",
-            )
+        locked = registry.lock_still_active(connection, record.id, parent.encoder_id)
         before = read_encoder(connection, locked, parent.encoder_id)
         own = (encoders.c.cache_id == record.id, encoders.c.encoder_id == parent.encoder_id)
         learning_state = connection.execute(select(encoders.c.learning_state).where(*own)).scalar()

@@ -10,7 +10,6 @@ from hashing.checkpoint import load_encoder, load_state
 from hashing.class_scores import ABSENT_BIAS, ClassHead
 from hashing.label_part import LabelPart
 from hashing.lifelong import retrained
-from hashing.trainer import label_head_of
 from service.learned_rows import LearnedRow, members, read_learned, vectors_and_labels
 from service.records import CacheRecord
 from service.rows import read_encoder, read_weights
@@ -94,7 +93,7 @@ def prove_label_part(connection: Connection, cache: CacheRecord, encoder_id: str
             reason=reason,
         )
     vectors, labels = vectors_and_labels(rows)
-    oracle = label_head_of(retrained(load_state(stored), vectors, labels), modality=head.modality)
+    oracle = retrained(load_state(stored), vectors, labels).head(modality=head.modality)
     return LabelProof(
         encoder_id=encoder_id,
         row_count=len(rows),

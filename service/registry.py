@@ -23,7 +23,14 @@ from service.errors import (
 from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
 from service.learned_rows import LearnedRow, keep_learned, refuse_forgotten
 from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
-from service.rows import read_cache, read_category, read_encoder, read_verifiers, read_weights
+from service.rows import (
+    active_encoder_id,
+    read_cache,
+    read_category,
+    read_encoder,
+    read_verifiers,
+    read_weights,
+)
 from service.tables import caches, calibrations, categories, class_codes, encoders, entries, learned_by
 
 ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
@@ -253,9 +260,7 @@ def activate_encoder(
 def roll_back_encoder(connection: Connection, cache_id: int) -> EncoderRecord:
     """Make the encoder active that was so before. Raises: PreconditionError, also where it was destroyed."""
     cache = lock_cache(connection, cache_id)
-    if cache.active_encoder_id is None:
-        raise PreconditionError("the cache has no active encoder", reason="NO_ACTIVE_ENCODER")
-    active = read_encoder(connection, cache, cache.active_encoder_id)
+    active = read_encoder(connection, cache, active_encoder_id(cache))
     if active.previous_id is None:
         raise PreconditionError("there is no encoder to roll back to", reason="NO_PREVIOUS_ENCODER")
     before = read_encoder(connection, cache, active.previous_id)
@@ -298,6 +303,17 @@ def lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
     if name is None:
         raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
     return read_cache(connection, name)
+
+
+def lock_still_active(connection: Connection, cache_id: int, encoder_id: str) -> CacheRecord:
+    """Lock a cache for what this encoder taught. Raises: PreconditionError where another is active."""
+    cache = lock_cache(connection, cache_id)
+    if cache.active_encoder_id != encoder_id:
+        raise PreconditionError(
+            f"{cache_name(cache.name)} got another active encoder during the update",
+            reason="ACTIVE_ENCODER_CHANGED",
+        )
+    return cache
 
 
 def check_etag(version: int, etag: str, *, name: str) -> None:

@@ -52,6 +52,15 @@ def read_cache_by_id(connection: Connection, cache_id: int) -> CacheRecord:
     return _cache(row)
 
 
+def active_encoder_id(cache: CacheRecord) -> str:
+    """The encoder that codes what is stored. Raises: PreconditionError for a cache without one."""
+    if cache.active_encoder_id is None:
+        raise PreconditionError(
+            f"{cache_name(cache.name)} has no active encoder: train one first", reason="NO_ACTIVE_ENCODER"
+        )
+    return cache.active_encoder_id
+
+
 def read_categories(connection: Connection, cache_id: int) -> list[CategoryRecord]:
     """A cache's categories by name."""
     query = select(categories).where(categories.c.cache_id == cache_id).order_by(categories.c.name)

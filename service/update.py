@@ -17,12 +17,10 @@ from service import registry
 from service.coding import label_codes_of
 from service.config import UpdateConfig
 from service.database import reading, writing
-from service.errors import PreconditionError
-from service.keys import cache_name
 from service.learned_rows import read_teaching
 from service.learning import StoredRows, held_out_rows, of_modality, read_rows
 from service.records import CacheRecord, Operation
-from service.rows import read_cache, read_encoder, read_weights
+from service.rows import active_encoder_id, read_cache, read_encoder, read_weights
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
 
@@ -133,12 +131,8 @@ def run_update(
     progress("activate", 0, 1)
     learning_state = dump_state(result.state) if gate.accepted else None
     with writing(engine) as connection:
+        registry.lock_still_active(connection, record.id, encoder.encoder_id)
         tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
-        if read_cache(connection, record.name).active_encoder_id != encoder.encoder_id:
-            raise PreconditionError(
-                f"{cache_name(record.name)} got another active encoder during the update",
-                reason="ACTIVE_ENCODER_CHANGED",
-            )
         trusted = registry.trusted_by(connection, record.id, encoder.encoder_id)
         registry.register_encoder(
             connection,
@@ -287,13 +281,9 @@ def _watermark_after(
 def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LearnedState | None, int]:
     """The active encoder, the state to continue from (None: it has learned no labels), and the seq up to
     which rows were seen."""
-    if record.active_encoder_id is None:
-        raise PreconditionError(
-            f"{cache_name(record.name)} has no active encoder: train one first", reason="NO_ACTIVE_ENCODER"
-        )
     row = connection.execute(
         select(encoders.c.weights, encoders.c.learning_state).where(
-            encoders.c.cache_id == record.id, encoders.c.encoder_id == record.active_encoder_id
+            encoders.c.cache_id == record.id, encoders.c.encoder_id == active_encoder_id(record)
         )
     ).one()
     encoder = load_encoder(row.weights)

@@ -41,7 +41,6 @@ from hashing.trainer import (
     Progress,
     TrainedEncoder,
     held_out_recall,
-    label_head_of,
     labelled_rows,
     no_progress,
     train_label_part,
@@ -310,7 +309,7 @@ def _with_label_part(
     metrics |= {"labelled_row_count": float(labelled.size), "label_query_count": float(query_count)}
     if query_count:
         metrics["label_map"] = label_map
-    head = label_head_of(state, modality=next(iter(encoder.projections)))
+    head = state.head(modality=next(iter(encoder.projections)))
     return TrainedEncoder(encoder=replace(encoder, label_head=head, metrics=metrics), state=state)
 
 

@@ -23,7 +23,6 @@ from hashing.config import EncoderConfig, require_bits
 from hashing.embeddings import signs
 from hashing.label_part import empty_state
 from hashing.metrics import QUERY_CHUNK, mean_average_precision, top_columns
-from hashing.trainer import label_head_of
 from scripts.arguments import CommandError, ProgressBars, positive_integer
 from scripts.bench.coders import Coder, FitSettings, fit_coders, fit_pairs, load_pairs
 from scripts.bench.data import TIE, Dataset, grow, load_real, unit_rows
@@ -214,7 +213,7 @@ def _label_codes(
     empty = empty_state(intents.rows.shape[1], config=config)
     state = empty.add(intents.rows, intents.row_labels)
     codes = np.where(target_bits(state.class_codes, intents.row_labels), np.float32(1), np.float32(-1))
-    return label_head_of(state, modality="").values(intents.queries), codes
+    return state.head(modality="").values(intents.queries), codes
 
 
 def _plot(figures: Sequence[Figure], path: Path, *, dataset: Dataset) -> None:

@@ -30,7 +30,6 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing.checkpoint import dump_state, load_state
 from hashing.class_codes import Labels
 from hashing.embeddings import signs
 from hashing.label_part import LabelPart, LearnedState, empty_state
@@ -206,27 +205,22 @@ def _removal(steps: Sequence[LabelledStep], *, seed: int, quick: bool) -> Iterat
     order = np.random.default_rng(seed).permutation(len(everything.rows))
     count = max(1, round(REMOVED_SHARE * order.size))
     gone, rest = _rows_of(everything, order[:count]), _rows_of(everything, order[count:])
-    fresh = empty_state(state.features.dim, config=learner.config)
-    fresh = fresh.with_codes(state.class_codes)
+    fresh = empty_state(state.features.dim, config=learner.config).with_codes(state.class_codes)
 
-    stored = load_state(dump_state(state))
-
-    def forget(known: LearnedState) -> tuple[LearnedState, LabelPart]:
-        smaller = known.remove(gone.rows, gone.row_labels)
+    def forget() -> tuple[LearnedState, LabelPart]:
+        smaller = state.remove(gone.rows, gone.row_labels)
         return smaller, smaller.head(modality="text")
 
-    loaded, in_memory, again = [], [], []
+    asked, again = [], []
     for _ in range(1 if quick else TIMED_REPEATS):
-        loaded.append(_cpu_seconds(lambda: forget(stored)))
-        in_memory.append(_cpu_seconds(lambda: forget(state)))
+        asked.append(_cpu_seconds(forget))
         again.append(_cpu_seconds(lambda: added(fresh, rest.rows, rest.row_labels)))
-    smaller, head = forget(state)
+    smaller, head = forget()
     removed = head.values(everything.queries)
     trained = added(fresh, rest.rows, rest.row_labels)[1].values(everything.queries)
     differ = ((removed > 0) != (trained > 0)) & (np.abs(trained) >= UNDECIDED)
     changed = np.count_nonzero(smaller.class_codes.bits != state.class_codes.bits)
-    for metric, seconds in (("removal_speedup", loaded), ("removal_speedup_in_memory", in_memory)):
-        yield _figure(metric, "incremental", median(again) / median(seconds), steps, unit="x")
+    yield _figure("removal_speedup", "incremental", median(again) / median(asked), steps, unit="x")
     yield _figure("removal_query_bits_differ", "incremental", float(differ.mean()), steps)
     yield _figure("removal_stored_bits_changed", "incremental", float(changed), steps, unit="bits")
 

@@ -42,7 +42,6 @@ class Incremental:
 
     def __init__(self, *, seed: int) -> None:
         self.config = EncoderConfig(label_bits=LABEL_BITS, seed=seed)
-        self.before: LearnedState | None = None
         self.state: LearnedState | None = None
         self.head: LabelPart | None = None
 
@@ -50,7 +49,6 @@ class Incremental:
         """Add the step."""
         if self.state is None:
             self.state = empty_state(step.rows.shape[1], config=self.config)
-        self.before = self.state
         self.state, self.head = added(self.state, step.rows, step.row_labels)
 
     def values(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -182,9 +180,9 @@ def learners(*, seed: int) -> dict[str, Callable[[], StepLearner]]:
 
 
 def added(state: LearnedState, rows: NDArray[np.float32], labels: Labels) -> tuple[LearnedState, LabelPart]:
-    """The state with these rows, solved, and the label part that it makes."""
-    solved = state.add(rows, labels).solved()
-    return solved, solved.head(modality=_MODALITY)
+    """The state with these rows, and the label part that it makes."""
+    larger = state.add(rows, labels)
+    return larger, larger.head(modality=_MODALITY)
 
 
 def joined(steps: Sequence[LabelledStep]) -> LabelledStep:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hashing import ConfigError, EncoderConfig, LabelState, TrainingDataError
 from hashing.projection import Projection
 from hashing.tower import Tower
-from hashing.trainer import label_head_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -69,7 +68,7 @@ def test_cap_leaves_what_is_inside_and_brings_the_rest_to_its_border(seed: int, 
 def test_forward_of_tensors_is_that_of_the_arrays(draw_clusters, small_config: EncoderConfig) -> None:
     rng = np.random.default_rng(0)
     rows, labels = draw_clusters(class_count=3, rows_per_class=20)
-    head = label_head_of(LabelState.empty(32, config=small_config).add(rows, labels), modality="text")
+    head = LabelState.empty(32, config=small_config).add(rows, labels).head(modality="text")
     assert np.allclose(head_values(head)(torch.from_numpy(rows)).numpy(), head.values(rows), atol=1e-5)
     other = rows[:, :16].copy()
     projection = Projection(

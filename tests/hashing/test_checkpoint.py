@@ -36,7 +36,7 @@ def _rewritten(content: bytes, *, tensors=None, **fields) -> bytes:
     document.pop("checksum")
     tensors = {**load(content), **(tensors or {})}
     document["checksum"] = content_hash(tensors, document)
-    return save(tensors, metadata={METADATA_KEY: json.dumps(document)})
+    return save(tensors, metadata={METADATA_KEY: json.dumps(document, sort_keys=True)})
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +221,14 @@ def test_any_changed_byte_of_a_tower_is_refused(with_tower: Encoder, where: floa
     content[int(where * len(content))] ^= flip
     with pytest.raises(CheckpointError):
         load_encoder(bytes(content))
+
+
+def test_number_that_is_written_otherwise_is_refused(tiny: TrainedEncoder) -> None:
+    content = dump_encoder(replace(tiny.encoder, metrics={"label_map": 0.1 + 0.2}))
+    other = content.replace(b"0.30000000000000004", b"0.30000000000000003")
+    assert other != content and float("0.30000000000000003") == 0.1 + 0.2
+    with pytest.raises(CheckpointError, match="written"):
+        load_encoder(other)
 
 
 def test_header_padded_with_other_white_space_is_refused(with_tower: Encoder) -> None:

@@ -78,7 +78,7 @@ def test_tower_tells_pairs_that_its_backbone_cannot(
     metrics = trained.encoder.metrics
     assert metrics["validation_auc_cosine"] < 0.65
     assert metrics["validation_auc_embedding"] > 0.7
-    assert metrics["validation_auc_64"] > 0.75
+    assert metrics["validation_auc_64"] > 0.7
     fresh, fresh_pairs = texts_and_pairs(pair_count=200, unpaired=0, seed=5)
     values = trained.encoder.instance_values(trained.tower.embed(fresh))
     scores = (values[fresh_pairs[:, 0]] * np.sign(values[fresh_pairs[:, 1]])).sum(axis=1)

@@ -40,7 +40,7 @@ def config_path(tmp_path: Path) -> Path:
 def nearhit(config_path: Path) -> Run:
     """Runs `nearhit` as a process. `--config` is given to the commands that take it."""
 
-    def run(*arguments: str, status: int | None = 0) -> "subprocess.CompletedProcess[str]":
+    def run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
         operating = {
             "train",
             "train-verifier",
@@ -64,7 +64,7 @@ def nearhit(config_path: Path) -> Run:
             timeout=100,
             check=False,
         )
-        assert status is None or done.returncode == status, done.stderr
+        assert done.returncode == status, done.stderr
         return done
 
     return run

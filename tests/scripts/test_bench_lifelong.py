@@ -3,14 +3,12 @@
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from hashing.class_codes import ClassCodes
-from hashing.class_state import ClassState
 from scripts.arguments import CommandError
 from scripts.bench import lifelong
 from scripts.bench.intent_steps import LabelledStep, load_steps
@@ -174,28 +172,9 @@ def test_the_benchmark_prints_every_method(
     assert figures["removal_query_bits_differ", "incremental"]["value"] == 0
     assert figures["removal_stored_bits_changed", "incremental"]["value"] == 0
     assert figures["removal_speedup", "incremental"]["value"] > 0
-    assert figures["removal_speedup_in_memory", "incremental"]["value"] > 0
     ratios = [line for line in lines if line["metric"] == "time_ratio"]
     assert {line["rival"] for line in ratios} == {"retrain", "retrain_tower"}
     assert plot.is_file()
-
-
-def test_removal_is_timed_on_a_loaded_state_and_on_a_solved_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    solved: list[bool] = []
-    remove = ClassState.remove
-
-    def recorded(state: ClassState, *arguments: Any) -> ClassState:
-        solved.append(state.solution is not None)
-        return remove(state, *arguments)
-
-    monkeypatch.setattr(ClassState, "remove", recorded)
-    durations = iter([2.0, 1.0, 8.0])
-    monkeypatch.setattr(lifelong, "_cpu_seconds", lambda work: (work(), next(durations))[1])
-    figures = {own.metric: own.value for own in lifelong._removal(steps_of(folder), seed=0, quick=True)}
-    assert (figures["removal_speedup"], figures["removal_speedup_in_memory"]) == (4.0, 8.0)
-    assert solved[:2] == [False, True]
 
 
 def test_the_tower_whose_cpu_time_is_taken_runs_on_the_cpu(
