@@ -22,16 +22,9 @@ from hashing.errors import (
     UnknownModalityError,
 )
 from hashing.inference import Encoder
+from hashing.label_gate import LabelGateReport, LabelledRows, evaluate_label_update
 from hashing.label_part import LearnedState, empty_state
-from hashing.lifelong import (
-    GateReport,
-    LabelledRows,
-    UpdateReport,
-    UpdateResult,
-    evaluate_update,
-    renew_encoder,
-    update_labels,
-)
+from hashing.lifelong import UpdateReport, UpdateResult, renew_encoder, update_labels
 from hashing.trainer import TrainedEncoder, train_encoder
 
 __all__ = [
@@ -43,9 +36,9 @@ __all__ = [
     "EmbeddingsError",
     "Encoder",
     "EncoderConfig",
-    "GateReport",
     "HashingError",
     "KernelSettings",
+    "LabelGateReport",
     "LabelState",
     "LabelledRows",
     "LearnedState",
@@ -63,7 +56,7 @@ __all__ = [
     "dump_encoder",
     "dump_state",
     "empty_state",
-    "evaluate_update",
+    "evaluate_label_update",
     "load_encoder",
     "load_state",
     "renew_encoder",

@@ -1,4 +1,4 @@
-"""Continue an encoder's label part with new rows, and judge the result before it serves.
+"""Continue an encoder's label part with new rows; `label_gate` judges the result before it serves.
 
 Stored codes never change: an update keeps the instance projections and every issued class code, and
 only the map from a query to its label values is solved anew.
@@ -6,25 +6,20 @@ only the map from a query to its label values is solved anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashing.class_codes import ClassCodes, Labels, check_labels
-from hashing.embeddings import CHUNK_ROWS
 from hashing.errors import NothingToLearnError, StateMismatchError, UnknownModalityError
 from hashing.inference import Encoder
-from hashing.label_part import LearnedState, is_finite, same_features
-from hashing.metrics import class_retrieval_map
+from hashing.label_part import LearnedState, same_features
 from hashing.trainer import Progress, no_progress
 
 LEARN_ROWS = 512
 """Rows added to the state at a time; progress is reported in between, at most about half a second apart."""
-
-MAP_TOLERANCE = 0.01
-"""Loss of mAP on old rows that the gate lets pass, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,39 +38,6 @@ class UpdateResult:
     encoder: Encoder
     state: LearnedState
     report: UpdateReport
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelledRows:
-    """Stored rows of a database and held-out queries against it.
-
-    embeddings: float [n, dim], labels: of each row, at least one.
-    query_embeddings: float [q, dim], learned from by no encoder; query_labels: of each query.
-    """
-
-    embeddings: NDArray[np.floating]
-    labels: Labels
-    query_embeddings: NDArray[np.floating]
-    query_labels: Labels
-
-
-@dataclass(frozen=True, slots=True)
-class GateReport:
-    """What an update does to what is stored.
-
-    old_map_before, old_map_after: mAP of the old queries against the old rows' stored label codes, with
-    the old and the new encoder; NaN where the old encoder has no label part or no query can be judged.
-    new_map_after: mAP of the new queries against all stored label codes, with the new encoder.
-    stored_bits_changed: bits of the old rows' instance and label codes that the encoders disagree on.
-    reasons: why not accepted; empty otherwise.
-    """
-
-    old_map_before: float
-    old_map_after: float
-    new_map_after: float
-    stored_bits_changed: int
-    accepted: bool
-    reasons: tuple[str, ...]
 
 
 def update_labels(
@@ -172,102 +134,6 @@ def retrained(state: LearnedState, embeddings: NDArray[np.floating], labels: Lab
     Raises: as the state's `add`.
     """
     return state.emptied().add(embeddings, labels)
-
-
-def evaluate_update(
-    old: Encoder,
-    new: Encoder,
-    *,
-    old_rows: LabelledRows | None,
-    new_rows: LabelledRows,
-    tolerance: float = MAP_TOLERANCE,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> GateReport:
-    """Compare an updated encoder with its parent on what is stored.
-
-    old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with held-out
-    queries. tolerance: in mAP. The new encoder is accepted iff it loses at most `tolerance` on the old
-    queries, changes no stored bit, and its label part is finite. Cost O(queries x stored rows): pass a sample
-    of a large database. Queries read the modality of the label part. progress: told of "judge", in queries;
-    may raise to stop.
-    Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; EmbeddingsError.
-    """
-    before = after = float("nan")
-    bits_changed = 0
-    database_bits = new.class_bits(new_rows.labels)
-    database_labels = list(new_rows.labels)
-    count_old = 0 if old_rows is None or old.label_head is None else len(old_rows.query_labels)
-    query_count = 2 * count_old + len(new_rows.query_labels)
-
-    def tell(done: int) -> None:
-        progress("judge", done, query_count)
-
-    tell(0)
-    if old_rows is not None:
-        old_bits = new.class_bits(old_rows.labels)
-        bits_changed = _instance_bits_changed(old, new, old_rows.embeddings)
-        if old.label_head is not None:
-            old_bits = old.class_bits(old_rows.labels)
-            bits_changed += int(np.count_nonzero(old_bits != new.class_bits(old_rows.labels)))
-            before = _map(old, old_rows, old_bits, old_rows.labels, seed=seed, report=tell)
-            after = _map(
-                new, old_rows, old_bits, old_rows.labels, seed=seed, report=lambda n: tell(count_old + n)
-            )
-        database_bits = np.concatenate([old_bits, database_bits])
-        database_labels = [*old_rows.labels, *database_labels]
-
-    reasons = []
-    if new.label_head is not None and not is_finite(new.label_head, new_rows.query_embeddings):
-        reasons.append("the label part is not finite")
-    if not np.isnan(before) and not before - after <= tolerance:
-        reasons.append(f"mAP on old rows falls from {before:.4f} to {after:.4f}, tolerance {tolerance}")
-    if bits_changed:
-        reasons.append(f"{bits_changed} stored bits change")
-    return GateReport(
-        old_map_before=before,
-        old_map_after=after,
-        new_map_after=_map(
-            new,
-            new_rows,
-            database_bits,
-            database_labels,
-            seed=seed,
-            report=lambda n: tell(2 * count_old + n),
-        ),
-        stored_bits_changed=bits_changed,
-        accepted=not reasons,
-        reasons=tuple(reasons),
-    )
-
-
-def _map(
-    encoder: Encoder,
-    rows: LabelledRows,
-    stored_bits: NDArray[np.bool_],
-    stored_labels: Labels,
-    *,
-    seed: int,
-    report: Callable[[int], None],
-) -> float:
-    return class_retrieval_map(
-        encoder.label_values(rows.query_embeddings),
-        stored_bits,
-        query_labels=rows.query_labels,
-        row_labels=stored_labels,
-        seed=seed,
-        report=report,
-    )
-
-
-def _instance_bits_changed(old: Encoder, new: Encoder, embeddings: NDArray[np.floating]) -> int:
-    modality = new.label_head.modality if new.label_head is not None else next(iter(new.projections))
-    changed = 0
-    for start in range(0, embeddings.shape[0], CHUNK_ROWS):
-        chunk = embeddings[start : start + CHUNK_ROWS]
-        before = old.instance_bits(chunk, modality=modality)
-        changed += int(np.count_nonzero(before != new.instance_bits(chunk, modality=modality)))
-    return changed
 
 
 def _check_state(encoder: Encoder, state: LearnedState) -> None:

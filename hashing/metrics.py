@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +125,22 @@ def recall_at_k(found: NDArray[np.integer], truth: NDArray[np.integer]) -> float
     return float(hits.mean())
 
 
-def class_retrieval_map(
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassRetrieval:
+    """What queries find by class. precisions: average precision, float64 [q], NaN for a query without a
+    relevant row. right: whether the first row found is relevant, bool [q]."""
+
+    precisions: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
+    @property
+    def mean_precision(self) -> float:
+        """The mAP; NaN when no query has a relevant row."""
+        judged = self.precisions[~np.isnan(self.precisions)]
+        return float(judged.mean()) if judged.size else float("nan")
+
+
+def class_retrieval(
     values: NDArray[np.float32],
     bits: NDArray[np.bool_],
     *,
@@ -132,18 +148,17 @@ def class_retrieval_map(
     row_labels: Labels,
     seed: int,
     report: Callable[[int], None] = lambda done: None,
-) -> float:
-    """Return the mAP of class retrieval with real-valued queries against stored label codes.
+) -> ClassRetrieval:
+    """Retrieve by class with real-valued queries against stored label codes.
 
-    values: float32 [q, label_bits]. bits: bool [n, label_bits]. Score is the inner product with the
+    values: float32 [q, label_bits]. bits: bool [n, label_bits], n >= 1. Score is the inner product with the
     codes in -1/+1; a row is relevant when it shares a label with the query. report: called with the count
     of queries done after every QUERY_CHUNK of them; may raise to stop.
-    NaN when no query has a relevant row.
     """
     signs = np.where(bits, np.float32(1), np.float32(-1))
     rows_by_label = _rows_by_label(row_labels)
     rng = np.random.default_rng(seed)
-    precisions = []
+    precisions, right = [np.empty(0)], [np.empty(0, dtype=np.bool_)]
     for start in range(0, values.shape[0], QUERY_CHUNK):
         scores = values[start : start + QUERY_CHUNK] @ signs.T  # [chunk, n]
         relevant = np.zeros(scores.shape, dtype=np.bool_)
@@ -151,10 +166,22 @@ def class_retrieval_map(
             for label in own:
                 relevant[query, rows_by_label.get(label, _NO_ROWS)] = True
         precisions.append(average_precisions(scores, relevant, rng=rng))
+        right.append(relevant[np.arange(len(scores)), scores.argmax(axis=1)])
         report(min(start + QUERY_CHUNK, values.shape[0]))
-    scored = np.concatenate(precisions) if precisions else np.empty(0)
-    scored = scored[~np.isnan(scored)]
-    return float(scored.mean()) if scored.size else float("nan")
+    return ClassRetrieval(precisions=np.concatenate(precisions), right=np.concatenate(right))
+
+
+def class_retrieval_map(
+    values: NDArray[np.float32],
+    bits: NDArray[np.bool_],
+    *,
+    query_labels: Labels,
+    row_labels: Labels,
+    seed: int,
+) -> float:
+    """Return the mAP of `class_retrieval`."""
+    found = class_retrieval(values, bits, query_labels=query_labels, row_labels=row_labels, seed=seed)
+    return found.mean_precision
 
 
 def code_recall(

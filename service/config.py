@@ -183,7 +183,8 @@ class EmbedderConfig:
 class UpdateConfig:
     """When the worker learns: once `min_labelled_rows` wait, or one of them for `max_age_seconds` (0: age
     does not count). An update reads at most `max_update_rows`, and is rejected where it loses over
-    `max_map_drop` of mAP on up to `max_gate_rows` old rows. Files that appear below the folder `inbox`
+    `max_map_drop` of mAP on up to `max_gate_rows` old rows, or surely turns over the share `max_flips` of the
+    right answers among them wrong. Files that appear below the folder `inbox`
     (empty: none) are loaded, those over `inbox_max_mib` refused. The worker looks every `poll_seconds`. A
     dead worker's job is taken over `lease_seconds` after its last sign of life; what failed or was cancelled
     is not queued again for `retry_seconds`."""
@@ -194,6 +195,7 @@ class UpdateConfig:
     lease_seconds: float = 60.0
     retry_seconds: float = 300.0
     max_map_drop: float = 0.01
+    max_flips: float = 0.02
     max_gate_rows: int = 5_000
     max_update_rows: int = 20_000
     inbox: str = ""
@@ -214,8 +216,9 @@ class UpdateConfig:
             raise ConfigurationError(
                 "[update] max_age_seconds", f"must be at least 0 and finite, is {self.max_age_seconds}"
             )
-        if not 0 <= self.max_map_drop <= 1:
-            raise ConfigurationError("[update] max_map_drop", f"must be in [0, 1], is {self.max_map_drop}")
+        for key in ("max_map_drop", "max_flips"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigurationError(f"[update] {key}", f"must be in [0, 1], is {getattr(self, key)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 result if old rows are found as well as before, on rows that no encoder has seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select,
 from hashing.checkpoint import dump_state, load_encoder, load_state
 from hashing.config import EncoderConfig
 from hashing.inference import Encoder
+from hashing.label_gate import LabelGateReport, LabelledRows, evaluate_label_update
 from hashing.label_part import LearnedState, empty_state
-from hashing.lifelong import GateReport, LabelledRows, evaluate_update, update_labels
+from hashing.lifelong import update_labels
 from hashing.trainer import Progress, no_progress
 from service import registry
 from service.coding import label_codes_of
@@ -24,6 +25,8 @@ from service.rows import active_encoder_id, read_cache, read_encoder, read_weigh
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
 
+MAX_NAMED_LABELS = 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlearned:
@@ -35,7 +38,8 @@ class Unlearned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateOutcome:
-    """What an update did. `encoder_id` None: there was nothing to learn, and `reasons` says why."""
+    """What an update did. `encoder_id` None: there was nothing to learn, and `reasons` says why. new_labels:
+    MAX_NAMED_LABELS of them at most; the figures of the gate as in LabelGateReport."""
 
     encoder_id: str | None
     accepted: bool
@@ -43,12 +47,17 @@ class UpdateOutcome:
     labelled_row_count: int = 0
     unlabelled_row_count: int = 0
     drift_score: float | None = None
+    new_label_count: int = 0
     new_labels: tuple[str, ...] = ()
     label_codes_issued: int = 0
     stored_bits_changed: int = 0
     old_map_before: float | None = None
     old_map_after: float | None = None
     new_map_after: float | None = None
+    right_before: float | None = None
+    negative_flips: float | None = None
+    positive_flips: float | None = None
+    query_drift: float | None = None
 
 
 def run_update(
@@ -120,15 +129,18 @@ def run_update(
         modality=modality,
         progress=progress,
     )
-    gate = evaluate_update(
+    gate = evaluate_label_update(
         encoder,
         result.encoder,
         old_rows=_gate_rows(old, encoder),
         new_rows=_labelled(learned, queries, most=config.max_gate_rows),
-        tolerance=config.max_map_drop,
+        map_tolerance=config.max_map_drop,
+        flip_tolerance=config.max_flips,
         progress=progress,
     )
     progress("activate", 0, 1)
+    figures = _figures(gate)
+    new_labels = sorted({label for own in learned.labels for label in own} - set(encoder.labels))
     learning_state = dump_state(result.state) if gate.accepted else None
     with writing(engine) as connection:
         registry.lock_still_active(connection, record.id, encoder.encoder_id)
@@ -143,7 +155,7 @@ def run_update(
             trusted=trusted | {encoder.encoder_id},
             state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
             reason="; ".join(gate.reasons),
-            metrics=_gate_metrics(gate),
+            metrics=figures | {"stored_bits_changed": float(gate.stored_bits_changed)},
             learned=teaching,
             untraced_row_count=read_encoder(connection, record, encoder.encoder_id).untraced_row_count,
             now_ms=tx.now_ms,
@@ -164,14 +176,11 @@ def run_update(
             labelled_row_count=len(learned),
             unlabelled_row_count=len(unlabelled),
             drift_score=drift,
-            new_labels=tuple(
-                sorted({label for own in learned.labels for label in own} - set(encoder.labels))
-            ),
+            new_label_count=len(new_labels),
+            new_labels=tuple(new_labels[:MAX_NAMED_LABELS]),
             label_codes_issued=issued,
             stored_bits_changed=gate.stored_bits_changed,
-            old_map_before=_figure(gate.old_map_before),
-            old_map_after=_figure(gate.old_map_after),
-            new_map_after=_figure(gate.new_map_after),
+            **{name: round(value, 6) for name, value in figures.items()},
         )
         conclude(connection, outcome)
     return outcome
@@ -317,15 +326,7 @@ def _labelled(learned: StoredRows, queries: StoredRows, *, most: int | None = No
     return LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels)
 
 
-def _gate_metrics(gate: GateReport) -> dict[str, float]:
-    figures = {
-        "old_map_before": gate.old_map_before,
-        "old_map_after": gate.old_map_after,
-        "new_map_after": gate.new_map_after,
-        "stored_bits_changed": float(gate.stored_bits_changed),
-    }
-    return {name: value for name, value in figures.items() if not np.isnan(value)}
-
-
-def _figure(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)
+def _figures(gate: LabelGateReport) -> dict[str, float]:
+    """What the gate has measured, by name."""
+    measured = {name: value for name, value in asdict(gate).items() if isinstance(value, float)}
+    return {name: value for name, value in measured.items() if not np.isnan(value)}

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashing import EncoderConfig, LabelledRows, empty_state, evaluate_update, train_encoder, update_labels
+from hashing import (
+    EncoderConfig,
+    LabelledRows,
+    empty_state,
+    evaluate_label_update,
+    train_encoder,
+    update_labels,
+)
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -40,7 +47,7 @@ def test_ten_domains_in_steps_reach_the_map_of_training_at_once(intents) -> None
     stored = LabelledRows(
         rows[train], [[name] for name in intent[train]], rows[test], [[name] for name in intent[test]]
     )
-    report = evaluate_update(encoder, encoder, old_rows=None, new_rows=stored)
+    report = evaluate_label_update(encoder, encoder, old_rows=None, new_rows=stored)
     assert len(encoder.labels) == 150
     assert report.new_map_after > 0.94
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hashing import (
+    Encoder,
     EncoderConfig,
     LabelledRows,
     LabelState,
@@ -12,12 +13,13 @@ from hashing import (
     TrainedEncoder,
     UnknownModalityError,
     empty_state,
-    evaluate_update,
+    evaluate_label_update,
     renew_encoder,
     train_encoder,
     update_labels,
 )
 from hashing.lifelong import renew_without, retrained
+from hashing.metrics import ClassRetrieval
 
 
 def _of_classes(rows, labels, names: set[str]):
@@ -73,7 +75,7 @@ def test_update_in_blocks_of_rows_learns_what_one_block_does(
     )
 
 
-def test_judging_tells_the_queries_of_all_three_measurements(
+def test_judging_tells_the_queries_of_all_four_measurements(
     trained: TrainedEncoder, new_domain, old_rows: LabelledRows
 ) -> None:
     new = update_labels(
@@ -81,10 +83,10 @@ def test_judging_tells_the_queries_of_all_three_measurements(
     ).encoder
     told: list[tuple[str, int, int]] = []
     new_rows = LabelledRows(*new_domain, new_domain[0][:9], new_domain[1][:9])
-    evaluate_update(
+    evaluate_label_update(
         trained.encoder, new, old_rows=old_rows, new_rows=new_rows, progress=lambda *at: told.append(at)
     )
-    assert told == [("judge", done, 329) for done in (0, 160, 320, 329)]
+    assert told == [("judge", done, 489) for done in (0, 160, 320, 480, 489)]
 
 
 def test_update_keeps_instance_part_and_names_the_parent(trained: TrainedEncoder, new_domain) -> None:
@@ -214,7 +216,7 @@ def test_gate_accepts_an_update_that_forgets_nothing(
     queries = _of_classes(
         *draw_clusters(class_count=12, rows_per_class=10, seed=9), {"c8", "c9", "c10", "c11"}
     )
-    report = evaluate_update(
+    report = evaluate_label_update(
         trained.encoder, new, old_rows=old_rows, new_rows=LabelledRows(*new_domain, *queries)
     )
     assert report.accepted and report.reasons == ()
@@ -224,7 +226,7 @@ def test_gate_accepts_an_update_that_forgets_nothing(
 
 def test_gate_measures_old_map_with_each_encoder(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
     blind = _with_weight(trained, np.zeros_like(trained.encoder.label_head.weight))
-    report = evaluate_update(trained.encoder, blind, old_rows=old_rows, new_rows=old_rows)
+    report = evaluate_label_update(trained.encoder, blind, old_rows=old_rows, new_rows=old_rows)
     assert report.old_map_before > 0.95
     assert report.old_map_after < 0.3
     assert not report.accepted
@@ -233,7 +235,9 @@ def test_gate_measures_old_map_with_each_encoder(trained: TrainedEncoder, old_ro
 
 def test_gate_tolerates_a_loss_up_to_the_tolerance(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
     blind = _with_weight(trained, np.zeros_like(trained.encoder.label_head.weight))
-    report = evaluate_update(trained.encoder, blind, old_rows=old_rows, new_rows=old_rows, tolerance=1.0)
+    report = evaluate_label_update(
+        trained.encoder, blind, old_rows=old_rows, new_rows=old_rows, map_tolerance=1.0, flip_tolerance=1.0
+    )
     assert report.accepted
 
 
@@ -242,7 +246,7 @@ def test_gate_refuses_changed_instance_bits(trained: TrainedEncoder, old_rows: L
     weight = projection.weight.copy()
     weight[:, 5] *= -1
     other = replace(trained.encoder, projections={"text": replace(projection, weight=weight)})
-    report = evaluate_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
+    report = evaluate_label_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
     assert (report.stored_bits_changed, report.accepted) == (600, False)
 
 
@@ -253,12 +257,12 @@ def test_gate_refuses_changed_class_codes(trained: TrainedEncoder, old_rows: Lab
     other = replace(
         trained.encoder, label_head=replace(head, class_codes=replace(head.class_codes, bits=bits))
     )
-    report = evaluate_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
+    report = evaluate_label_update(trained.encoder, other, old_rows=old_rows, new_rows=old_rows)
     assert (report.stored_bits_changed, report.accepted) == (600, False)
 
 
 def test_gate_without_old_rows_judges_the_new_alone(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
-    report = evaluate_update(trained.encoder, trained.encoder, old_rows=None, new_rows=old_rows)
+    report = evaluate_label_update(trained.encoder, trained.encoder, old_rows=None, new_rows=old_rows)
     assert report.accepted and report.new_map_after > 0.95
     assert np.isnan(report.old_map_before) and np.isnan(report.old_map_after)
 
@@ -285,22 +289,23 @@ def test_gate_refuses_a_label_part_that_is_not_finite(
         broken = replace(head, class_bias=bias)
     old = replace(trained.encoder, label_head=head)
     for before in (old_rows, None):
-        report = evaluate_update(
+        report = evaluate_label_update(
             old,
             replace(old, label_head=broken),
             old_rows=before,
             new_rows=old_rows,
-            tolerance=1.0,
+            map_tolerance=1.0,
+            flip_tolerance=1.0,
         )
         assert not report.accepted and "the label part is not finite" in report.reasons
-    assert evaluate_update(old, old, old_rows=old_rows, new_rows=old_rows).accepted
+    assert evaluate_label_update(old, old, old_rows=old_rows, new_rows=old_rows).accepted
 
 
 def test_gate_refuses_values_that_overflow(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
     head = trained.encoder.label_head
     weight = np.full_like(head.weight, 3e38)
     with np.errstate(all="ignore"):
-        report = evaluate_update(
+        report = evaluate_label_update(
             trained.encoder, _with_weight(trained, weight), old_rows=None, new_rows=old_rows
         )
     assert report.reasons == ("the label part is not finite",)
@@ -309,7 +314,57 @@ def test_gate_refuses_values_that_overflow(trained: TrainedEncoder, old_rows: La
 def test_gate_refuses_a_map_that_cannot_be_measured_any_more(
     trained: TrainedEncoder, old_rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([0.9, float("nan"), 0.9])
-    monkeypatch.setattr("hashing.lifelong.class_retrieval_map", lambda *_, **__: next(found))
-    report = evaluate_update(trained.encoder, trained.encoder, old_rows=old_rows, new_rows=old_rows)
+    right = np.ones(160, dtype=np.bool_)
+    found = iter(ClassRetrieval(np.full(160, value), right) for value in (0.9, np.nan, 0.9, 0.9))
+    monkeypatch.setattr("hashing.label_gate.class_retrieval", lambda *_, **__: next(found))
+    report = evaluate_label_update(trained.encoder, trained.encoder, old_rows=old_rows, new_rows=old_rows)
     assert not report.accepted and "falls from 0.9000 to nan" in report.reasons[0]
+
+
+def test_gate_counts_answers_that_turn_among_all_rows(
+    trained: TrainedEncoder, old_rows: LabelledRows
+) -> None:
+    """The new rows are the old ones of class c0 under another label: half of its answers, at most, stay."""
+    of_first = [i for i, own in enumerate(old_rows.labels) if list(own) == ["c0"]]
+    renamed = LabelledRows(
+        old_rows.embeddings[of_first],
+        [["again"]] * len(of_first),
+        old_rows.embeddings[of_first],
+        [["again"]] * len(of_first),
+    )
+    new = update_labels(
+        trained.encoder, trained.state, embeddings=renamed.embeddings, labels=renamed.labels
+    ).encoder
+    report = evaluate_label_update(
+        trained.encoder, new, old_rows=old_rows, new_rows=renamed, map_tolerance=1.0
+    )
+    rows, labels = old_rows.embeddings, [own[0] for own in old_rows.labels]
+    labels += ["again"] * len(of_first)
+    codes = new.class_bits([[label] for label in labels]).astype(np.float32) * 2 - 1
+
+    def right(encoder: Encoder, count: int) -> np.ndarray:
+        best = (encoder.label_values(old_rows.query_embeddings) @ codes[:count].T).argmax(axis=1)
+        return np.array([labels[row] for row in best]) == np.ravel(old_rows.query_labels)
+
+    before, after = right(trained.encoder, len(rows)), right(new, len(labels))
+    assert report.right_before == before.mean()
+    assert report.negative_flips == (before & ~after).mean() > 0.02
+    assert report.positive_flips == (~before & after).mean()
+    old_bits, new_bits = (e.label_values(old_rows.query_embeddings) > 0 for e in (trained.encoder, new))
+    assert report.query_drift == (old_bits != new_bits).mean() > 0
+    assert report.reasons == (f"{(before & ~after).sum()} of 160 old answers turn wrong, tolerance 0.02",)
+    assert evaluate_label_update(
+        trained.encoder, new, old_rows=old_rows, new_rows=renamed, map_tolerance=1.0, flip_tolerance=0.2
+    ).accepted
+
+
+def test_gate_lets_a_flip_pass_that_may_be_chance(
+    trained: TrainedEncoder, old_rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flips, accepted in ((6, True), (7, False)):  # of 160: surely above .02 from 7 on
+        before, after = np.ones(160, dtype=np.bool_), np.ones(160, dtype=np.bool_)
+        after[:flips] = False
+        found = iter(ClassRetrieval(np.full(160, 0.9), right) for right in (before, before, after, before))
+        monkeypatch.setattr("hashing.label_gate.class_retrieval", lambda *_, found=found, **__: next(found))
+        report = evaluate_label_update(trained.encoder, trained.encoder, old_rows=old_rows, new_rows=old_rows)
+        assert (report.negative_flips, report.accepted) == (flips / 160, accepted)

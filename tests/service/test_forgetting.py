@@ -27,7 +27,7 @@ import service.learning as learning
 import service.update as update
 from hashing.checkpoint import load_encoder
 from hashing.config import EncoderConfig
-from hashing.lifelong import GateReport
+from hashing.label_gate import LabelGateReport
 from hashing.trainer import TrainedEncoder, train_encoder
 from service import registry, store, tables
 from service.check import check_cache
@@ -282,8 +282,8 @@ def test_a_rejected_update_is_destroyed_too(cache: StoreCache, monkeypatch: pyte
     faq = taught(cache)
     first = str(active_id(cache))
     put(cache, faq, "c", *C)
-    refusal = GateReport(1.0, 0.0, 1.0, stored_bits_changed=0, accepted=False, reasons=("worse",))
-    monkeypatch.setattr(update, "evaluate_update", lambda *_, **__: refusal)
+    refusal = LabelGateReport(reasons=("worse",))
+    monkeypatch.setattr(update, "evaluate_label_update", lambda *_, **__: refusal)
     rejected = str(learn(cache).encoder_id)
     assert encoders(cache)[rejected].state == registry.REJECTED
     of_rejected = next(name for name in learned_names(cache, rejected) if name in C)

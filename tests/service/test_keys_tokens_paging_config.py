@@ -337,6 +337,7 @@ def test_a_file_sets_what_it_names_alone(tmp_path: Path) -> None:
         ('[embedder]\nmodel = "other"\n', "[embedder] model"),
         ("[update]\nmax_map_drop = 1.5\n", "[update] max_map_drop"),
         ("[update]\nmax_map_drop = nan\n", "[update] max_map_drop"),
+        ("[update]\nmax_flips = 2\n", "[update] max_flips"),
         ("[update]\nmax_age_seconds = -1\n", "[update] max_age_seconds"),
         ("[update]\nmax_age_seconds = inf\n", "[update] max_age_seconds"),
         ("[update]\ninbox_max_mib = 0\n", "[update] inbox_max_mib"),

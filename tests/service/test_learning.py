@@ -199,7 +199,7 @@ def test_a_rejected_update_leaves_everything_as_it_was(cache: StoreCache) -> Non
     assert "mAP on old rows falls" in outcome.reasons[0]
     assert (active_id(cache), cache.entries(), cache.seq()) == (parent, before, seq)
     rejected = encoders(cache)[str(outcome.encoder_id)]
-    assert (rejected.state, rejected.reason) == (registry.REJECTED, outcome.reasons[0])
+    assert (rejected.state, rejected.reason) == (registry.REJECTED, "; ".join(outcome.reasons))
 
 
 def test_rows_of_a_rejected_update_are_not_learned_again(cache: StoreCache) -> None:
