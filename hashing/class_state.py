@@ -56,9 +56,14 @@ class ClassState:
             array.setflags(write=False)
 
     @classmethod
-    def empty(cls, dim: int, *, config: EncoderConfig) -> ClassState:
-        """Return the state before the first row, for embeddings of `dim` dimensions."""
-        features = draw_quadratic(dim, count=config.feature_count, seed=config.seed)
+    def empty(
+        cls, dim: int, *, config: EncoderConfig, rows: NDArray[np.floating] | None = None
+    ) -> ClassState:
+        """Return the state before the first row, for embeddings of `dim` dimensions.
+
+        rows: as `draw_quadratic` takes them. Raises: as it.
+        """
+        features = draw_quadratic(dim, count=config.feature_count, seed=config.seed, rows=rows)
         return cls(
             features=features,
             class_codes=ClassCodes.empty(label_bits=config.label_bits, seed=config.seed),

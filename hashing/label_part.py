@@ -18,11 +18,15 @@ LearnedState = LabelState | ClassState
 """What learns. Both have `issue`, `with_codes`, `add`, `remove`, `emptied` and `head`."""
 
 
-def empty_state(dim: int, *, config: EncoderConfig) -> LearnedState:
-    """Return the state of `config.label_method` before the first row, for embeddings of `dim` dimensions."""
+def empty_state(dim: int, *, config: EncoderConfig, rows: NDArray[np.floating] | None = None) -> LearnedState:
+    """Return the state of `config.label_method` before the first row, for embeddings of `dim` dimensions.
+
+    rows: float [n, dim] of the same embedder, which shape the features of a discriminant (`draw_quadratic`).
+    Raises: EmbeddingsError; DimensionError.
+    """
     if config.label_method == "regression":
         return LabelState.empty(dim, config=config)
-    return ClassState.empty(dim, config=config)
+    return ClassState.empty(dim, config=config, rows=rows)
 
 
 def same_features(

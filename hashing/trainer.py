@@ -176,7 +176,7 @@ def train_label_part(
 ) -> tuple[float, int, LearnedState]:
     """Return the held-out mAP (NaN without queries), the number of its queries, and the state of all rows."""
     # Codes go out in the order of the rows, whichever of them are held out.
-    state = empty_state(embeddings.shape[1], config=config)
+    state = empty_state(embeddings.shape[1], config=config, rows=embeddings)
     if class_codes is not None:
         state = state.with_codes(class_codes)
     state = state.issue(label for row in labelled.tolist() for label in labels[row])

@@ -118,7 +118,8 @@ def run_update(
             conclude(connection, outcome)
         return outcome
     if state is None:
-        state = empty_state(learned.vectors.shape[1], config=EncoderConfig(label_bits=record.label_bits))
+        encoder_config = EncoderConfig(label_bits=record.label_bits)
+        state = empty_state(learned.vectors.shape[1], config=encoder_config, rows=learned.vectors)
     if class_codes is not None and len(class_codes) > len(state.class_codes):
         state = state.with_codes(class_codes)  # those of encoders that were rolled back stay issued
     result = update_labels(

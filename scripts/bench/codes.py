@@ -210,7 +210,7 @@ def _label_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Real-valued label queries, float32 [q, bits], and the rows' class codes in -1/+1, float32 [n, bits]."""
     config = EncoderConfig(label_bits=max(settings.bits), seed=settings.seed)
-    empty = empty_state(intents.rows.shape[1], config=config)
+    empty = empty_state(intents.rows.shape[1], config=config, rows=intents.rows)
     state = empty.add(intents.rows, intents.row_labels)
     codes = np.where(target_bits(state.class_codes, intents.row_labels), np.float32(1), np.float32(-1))
     return state.head(modality="").values(intents.queries), codes

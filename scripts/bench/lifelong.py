@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from hashing.class_codes import Labels
 from hashing.embeddings import signs
-from hashing.label_part import LabelPart, LearnedState, empty_state
+from hashing.label_part import LabelPart, LearnedState
 from hashing.metrics import grouped_precisions
 from scripts.arguments import positive_integer
 from scripts.bench.embedder_switch import switch_figures
@@ -205,7 +205,7 @@ def _removal(steps: Sequence[LabelledStep], *, seed: int, quick: bool) -> Iterat
     order = np.random.default_rng(seed).permutation(len(everything.rows))
     count = max(1, round(REMOVED_SHARE * order.size))
     gone, rest = _rows_of(everything, order[:count]), _rows_of(everything, order[count:])
-    fresh = empty_state(state.features.dim, config=learner.config).with_codes(state.class_codes)
+    fresh = state.emptied()
 
     def forget() -> tuple[LearnedState, LabelPart]:
         smaller = state.remove(gone.rows, gone.row_labels)

@@ -48,7 +48,7 @@ class Incremental:
     def learn(self, step: LabelledStep) -> None:
         """Add the step."""
         if self.state is None:
-            self.state = empty_state(step.rows.shape[1], config=self.config)
+            self.state = empty_state(step.rows.shape[1], config=self.config, rows=step.rows)
         self.state, self.head = added(self.state, step.rows, step.row_labels)
 
     def values(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,14 @@ from hashing import (
     train_encoder,
     update_labels,
 )
-from hashing.class_scores import RANKED_CLASSES, SORTED_CLASSES, QuadraticFeatures, draw_quadratic
+from hashing.class_scores import (
+    EVEN_SHARE,
+    RANKED_CLASSES,
+    SORTED_CLASSES,
+    SPREAD_LEAST_ROWS,
+    QuadraticFeatures,
+    draw_quadratic,
+)
 from hashing.class_state import WITHIN_SHARE
 from hashing.label_part import same_features
 from hashing.sealed_tensors import read_document, seal_tensors, unseal_tensors
@@ -90,13 +97,52 @@ def test_squares_have_norm_one_and_mean_zero_on_even_rows() -> None:
     assert abs(np.sum(squares.mean(axis=0)) / np.sqrt(512)) < 0.01
 
 
-def test_features_hold_nothing_of_the_rows_that_are_learned(draw_clusters) -> None:
+def test_features_hold_nothing_of_few_rows(draw_clusters) -> None:
     rows, labels = draw_clusters(class_count=4, rows_per_class=20)
     one, other = (
         train_encoder(own, config=CONFIG, labels=labels).state for own in (rows, np.roll(rows, 7, axis=1))
     )
     assert one is not None and other is not None
     assert same_features(one.features, other.features)
+
+
+def _uneven(count: int, *, seed: int = 0) -> np.ndarray:
+    """Unit rows around a common centre, of which the first three dimensions vary most."""
+    rows = np.random.default_rng(seed).standard_normal((count, 32)) * ([4] * 3 + [1] * 29) + 0.3
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_directions_follow_the_covariance_of_many_rows() -> None:
+    rows = _uneven(SPREAD_LEAST_ROWS)
+    directions = draw_quadratic(32, count=4000, seed=1, rows=rows).directions
+    norms = np.linalg.norm(directions, axis=0)
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+    covariance = np.cov(rows, rowvar=False)
+    covariance = covariance / np.trace(covariance) + EVEN_SHARE / 32 * np.eye(32)
+    expected = np.random.default_rng(0).multivariate_normal(np.zeros(32), covariance, size=4000).T
+    expected /= np.linalg.norm(expected, axis=0)
+    np.testing.assert_allclose(
+        directions @ directions.T / norms[0] ** 2, expected @ expected.T, rtol=0.1, atol=40
+    )
+    few = draw_quadratic(32, count=4000, seed=1, rows=rows[1:])
+    assert np.array_equal(few.directions, draw_quadratic(32, count=4000, seed=1).directions)
+
+
+def test_draw_cannot_be_repeated_without_every_row() -> None:
+    """Whoever knows the seed and all rows but one has other random numbers."""
+    rows = _uneven(SPREAD_LEAST_ROWS + 1)
+    drawn, again = (draw_quadratic(32, count=4000, seed=1, rows=rows).directions for _ in range(2))
+    np.testing.assert_array_equal(drawn, again)
+    without = draw_quadratic(32, count=4000, seed=1, rows=rows[:-1]).directions
+    cosines = np.einsum("dc,dc->c", drawn, without) / np.einsum("dc,dc->c", drawn, drawn)
+    assert abs(cosines.mean()) < 0.05
+
+
+def test_equal_rows_give_even_directions() -> None:
+    rows = np.tile(_uneven(1), (SPREAD_LEAST_ROWS, 1))
+    directions = draw_quadratic(32, count=4000, seed=1, rows=rows).directions
+    shares = (directions**2).sum(axis=1) / (directions**2).sum()
+    np.testing.assert_allclose(shares, 1 / 32, rtol=0.1)
 
 
 def test_scores_are_those_of_discriminant_analysis(draw_clusters) -> None:
