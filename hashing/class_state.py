@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,12 +158,14 @@ class ClassState:
 
     def _factor(self, spread: NDArray[np.float64]) -> Factor:
         """Factorise A_t. spread: float64 [present, D], N^-1/2 C. Raises: TrainingDataError."""
-        metric = self.gram - WITHIN_SHARE * (spread.T @ spread)
-        metric.flat[:: self.features.count + 1] += self.ridge
-        # The digits of float32 may not reach from many rows down to the ridge.
-        for matrix in (metric.astype(np.float32), metric):
+        part = np.sqrt(WITHIN_SHARE) * spread
+        dtypes: tuple[type[np.floating[Any]], ...] = (np.float32, np.float64)
+        for dtype in dtypes:  # the digits of float32 may not reach from many rows down to the ridge
+            narrow = part.astype(dtype)
+            metric = self.gram.astype(dtype) - narrow.T @ narrow
+            metric.flat[:: self.features.count + 1] += dtype(self.ridge)
             try:
-                return factorise(matrix)
+                return factorise(metric)
             except np.linalg.LinAlgError:
                 continue
         raise TrainingDataError("rows were removed that had never been added")
