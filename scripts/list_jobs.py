@@ -48,4 +48,4 @@ def _line(job: JobRecord) -> str:
     values = job_values(job)
     at = f"{job.stage} {job.done_count}/{job.total_count}" if job.stage is not None else "-"
     said = job.error or job.report or job.source or ""
-    return f"{job.name}  {job.kind:<6}  {job.state:<9}  {values['created']}  {at:<22}  {said}".rstrip()
+    return f"{job.name}  {job.kind:<11}  {job.state:<9}  {values['created']}  {at:<22}  {said}".rstrip()

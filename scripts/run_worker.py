@@ -2,10 +2,13 @@
 
 An update is due once enough labelled entries wait, or one of them for long, or one at an alarm that what is
 looked up has shifted (`nearhit categories`); files that appear in the folder `[update] inbox` are loaded.
+With the extra `train` instance codes learn from verdicts once `[update] min_verdicts` of them wait.
 Runs beside the servers, never inside one, at low priority; several workers may share a store, and the inbox.
 """
 
 import argparse
+import importlib.util
+import logging
 import os
 import signal
 import threading
@@ -14,12 +17,16 @@ from pathlib import Path
 
 from scripts.arguments import add_config, configure_logging, read_config
 from scripts.inbox_rows import load_inbox_file
+from scripts.pair_update import update_with_verdicts
 from service.application import clock_ms
 from service.config import Config
 from service.database import check_schema, open_engine
+from service.verdicts import PairLearner
 from service.worker import Worker
 
 _NICENESS = 10
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     os.nice(_NICENESS)
     if config.update.inbox:
         Path(config.update.inbox).mkdir(parents=True, exist_ok=True)
-    worker = Worker(engine, config, clock=clock_ms, load_file=partial(load_inbox_file, config=config))
+    worker = Worker(
+        engine,
+        config,
+        clock=clock_ms,
+        load_file=partial(load_inbox_file, config=config),
+        learn_pairs=_pair_learner(config),
+    )
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopped.set())
@@ -48,6 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         worker.run(stopped)
     return 0
+
+
+def _pair_learner(config: Config) -> PairLearner | None:
+    """What learns from verdicts; None without torch, which is imported once there is something to learn."""
+    if importlib.util.find_spec("torch") is None:
+        logger.info("torch is not installed: learning from verdicts is left to other workers")
+        return None
+    return partial(update_with_verdicts, config=config)
 
 
 def _work_once(worker: Worker, config: Config, stopped: threading.Event) -> None:

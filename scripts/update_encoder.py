@@ -8,12 +8,15 @@ how far it is, and an interrupt ends the showing alone. Exit status 0 activated 
 
 With --pairs it learns labelled pairs instead, by gradient (extra `train`), so that instance codes go on
 learning: new entries and queries get codes of the new encoder, whose queries search the stored ones too. It
-is activated if it finds neighbours and held-out duplicates on stored codes as well as before.
+is activated if it finds neighbours and held-out duplicates on stored codes as well as before. With --verdicts
+the pairs are verdicts that RecordFeedback got with a query, 25 right and 25 wrong ones at least that it has
+not read yet; a worker learns them by itself once `[update] min_verdicts` wait.
 
 Examples:
   nearhit update --cache faq
   nearhit update --cache faq --queue --follow
-  nearhit update --cache faq --pairs verdicts.jsonl
+  nearhit update --cache faq --pairs pairs.jsonl
+  nearhit update --cache faq --verdicts
   nearhit jobs --cache faq
 """
 
@@ -27,7 +30,7 @@ from sqlalchemy import Engine
 
 from scripts.arguments import CommandError, ProgressBars, add_config, add_json, print_result, read_config
 from scripts.follow_job import follow_job, job_values
-from scripts.pair_update import update_with_pairs
+from scripts.pair_update import update_with_pairs, update_with_verdicts
 from service import jobs
 from service.application import clock_ms
 from service.database import check_schema, open_engine, writing
@@ -40,10 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_json(parser)
     parser.add_argument("--cache", required=True)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--pairs", type=Path, metavar="FILE", help="labelled pairs, as of `nearhit train --pairs`"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --pairs; default %(default)s")
+    source.add_argument(
+        "--verdicts", action="store_true", help="verdicts with a query, as RecordFeedback got"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of --pairs and --verdicts, without --queue; default %(default)s"
+    )
     parser.add_argument("--queue", action="store_true", help="leave it to a worker")
     parser.add_argument("--follow", action="store_true", help="with --queue: show its progress until it ends")
 
@@ -60,10 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.queue:
         return _queue(engine, arguments)
     progress = ProgressBars(silent=arguments.json)
-    if arguments.pairs is not None:
-        learned = update_with_pairs(
-            engine, arguments.cache, arguments.pairs, config=config, seed=arguments.seed, progress=progress
-        )
+    if arguments.pairs is not None or arguments.verdicts:
+        rest: dict[str, Any] = {"config": config, "seed": arguments.seed, "progress": progress}
+        if arguments.verdicts:
+            learned = update_with_verdicts(engine, arguments.cache, **rest)
+        else:
+            learned = update_with_pairs(engine, arguments.cache, arguments.pairs, **rest)
         progress.close()
         return _print(learned, as_json=arguments.json)
     outcome = run_update(
@@ -81,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _queue(engine: Engine, arguments: argparse.Namespace) -> int:
     with writing(engine) as connection:
         cache = read_cache(connection, arguments.cache)
-        job = jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=clock_ms())
+        kind = jobs.LEARN_PAIRS if arguments.verdicts else jobs.UPDATE
+        job = jobs.enqueue(connection, cache.id, kind=kind, now_ms=clock_ms())
     if not arguments.follow:
         print_result(job_values(job), as_json=arguments.json)
         return 0

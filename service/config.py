@@ -184,12 +184,15 @@ class UpdateConfig:
     """When the worker learns: once `min_labelled_rows` wait, or one of them for `max_age_seconds` (0: age
     does not count). An update reads at most `max_update_rows`, and is rejected where it loses over
     `max_map_drop` of mAP on up to `max_gate_rows` old rows, or surely turns over the share `max_flips` of the
-    right answers among them wrong. Files that appear below the folder `inbox`
+    right answers among them wrong. Instance codes learn (with torch) once `min_verdicts` with a query wait
+    (0: never; `max_update_rows` where that is less), 25 right and 25 wrong at least; of each kind the newest
+    `max_update_rows` are read. Files that appear below the folder `inbox`
     (empty: none) are loaded, those over `inbox_max_mib` refused. The worker looks every `poll_seconds`. A
     dead worker's job is taken over `lease_seconds` after its last sign of life; what failed or was cancelled
     is not queued again for `retry_seconds`."""
 
     min_labelled_rows: int = 100
+    min_verdicts: int = 1000
     max_age_seconds: float = 3600.0
     poll_seconds: float = 5.0
     lease_seconds: float = 60.0
@@ -216,6 +219,8 @@ class UpdateConfig:
             raise ConfigurationError(
                 "[update] max_age_seconds", f"must be at least 0 and finite, is {self.max_age_seconds}"
             )
+        if self.min_verdicts < 0:
+            raise ConfigurationError("[update] min_verdicts", f"must be at least 0, is {self.min_verdicts}")
         for key in ("max_map_drop", "max_flips"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigurationError(f"[update] {key}", f"must be in [0, 1], is {getattr(self, key)}")

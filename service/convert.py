@@ -83,7 +83,7 @@ class StoreItem:
 def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
     """The cache's id and the lookup. Raises: InvalidRequestError."""
     cache, category = parse_child(request.category, "categories")
-    source = _input(request.query)
+    source = to_input(request.query)
     if source.is_empty and not request.fingerprint:
         raise InvalidRequestError(
             "a lookup needs an embedding, a text or a fingerprint", reason="NOTHING_TO_LOOK_UP"
@@ -255,7 +255,7 @@ def to_search(request: search_pb.SearchRequest) -> tuple[str, SearchQuery]:
     check_view(request.view)
     _check_seq(request.min_seq)
     return cache, SearchQuery(
-        source=_input(request.query),
+        source=to_input(request.query),
         top_k=request.top_k or TOP_K_DEFAULT,
         categories=tuple(dict.fromkeys(_child_of(name, cache, "categories") for name in request.categories)),
         tags=_terms(request.tags, field="tags"),
@@ -404,7 +404,8 @@ def _child_of(name: str, cache: str, collection: str) -> str:
     return child
 
 
-def _input(query: pb.Query) -> Input:
+def to_input(query: pb.Query) -> Input:
+    """What a query brings to be embedded. Raises: InvalidRequestError."""
     return Input(
         embedding=to_embedding(query.embedding) if query.embedding else None,
         text=check_text(query.text, field="text", most_bytes=TEXT_BYTES),

@@ -64,8 +64,11 @@ _JOB_STATES = {
     "failed": pb.Job.STATE_FAILED,
     "cancelled": pb.Job.STATE_CANCELLED,
 }
-_JOB_KINDS = {pb.Job.KIND_UPDATE: "update"}  # that a request may ask for
-_JOB_KIND_NUMBERS = {"update": pb.Job.KIND_UPDATE, "load": pb.Job.KIND_LOAD}
+_JOB_KINDS = {
+    pb.Job.KIND_UPDATE: "update",
+    pb.Job.KIND_LEARN_PAIRS: "learn-pairs",
+}  # that a request may ask for
+_JOB_KIND_NUMBERS = {name: number for number, name in _JOB_KINDS.items()} | {"load": pb.Job.KIND_LOAD}
 
 
 def to_new_cache(cache: pb.Cache) -> dict[str, Any]:
@@ -252,7 +255,9 @@ def to_job_kind(job: pb.Job) -> str:
     """The kind of a new job. Raises: InvalidRequestError."""
     if job.kind not in _JOB_KINDS:
         raise InvalidRequestError(
-            "a job needs a kind that can be asked for: KIND_UPDATE", reason="UNKNOWN_VALUE", field="kind"
+            "a job needs a kind that can be asked for: KIND_UPDATE or KIND_LEARN_PAIRS",
+            reason="UNKNOWN_VALUE",
+            field="kind",
         )
     return _JOB_KINDS[job.kind]
 

@@ -97,8 +97,9 @@ def forget_rows(
     """Take what the selection means out of the store and out of all label parts, in one transaction.
 
     Generations built so far are dropped: from the commit on they are refused everywhere; where nothing is
-    selected too, as they may hold rows that were deleted since, whose names nobody knows any more. What label
-    parts are without the rows is computed before, without a lock. clock: ms.
+    selected too, as they may hold rows that were deleted since, whose names nobody knows any more. So queries
+    of verdicts on entries that are gone are emptied too. What label parts are without the rows is computed
+    before, without a lock. clock: ms.
 
     Raises:
         InvalidRequestError: the selection names nothing.
@@ -116,6 +117,7 @@ def forget_rows(
         record = read_cache_by_id(connection, record.id)
         plan = _plan(connection, record, selection)
         _drop_generations(tx)
+        _drop_stray_queries(tx)
         renewals = {
             key[0]: made[key] if key in made else renew(connection, record.id, key, destroyed=plan.destroyed)
             for key in plan.renewals
@@ -216,6 +218,13 @@ def _drop_generations(tx: CacheTransaction) -> None:
     dropped = update(generations).where(generations.c.cache_id == tx.cache_id, kept)
     tx.connection.execute(dropped.values(dropped_ms=tx.now_ms))
     bump_config(tx.connection, tx.cache_id)
+
+
+def _drop_stray_queries(tx: CacheTransaction) -> None:
+    """Empty the queries of verdicts whose entry is gone: any may be of what is meant, and none is needed."""
+    live = select(entries.c.id).where(entries.c.id == feedback.c.entry_id, entries.c.cache_id == tx.cache_id)
+    stray = (feedback.c.cache_id == tx.cache_id, feedback.c.query_vector.is_not(None), ~live.exists())
+    tx.connection.execute(update(feedback).where(*stray).values(query_vector=None))
 
 
 def _delete_rows(tx: CacheTransaction, plan: _Plan) -> int:

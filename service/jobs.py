@@ -11,7 +11,7 @@ from service.keys import child_name
 from service.records import CacheRecord, JobRecord
 from service.tables import caches, jobs
 
-UPDATE, LOAD = "update", "load"
+UPDATE, LOAD, LEARN_PAIRS = "update", "load", "learn-pairs"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 
 MAX_ATTEMPTS = 3

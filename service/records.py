@@ -135,6 +135,18 @@ class StoredEntry:
     evicted_count: int = 0
 
 
+PAIR_LABELS = {"right": 1, "wrong": 0}
+"""What a verdict says of the pair of query and entry; one that is not here says nothing of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedVerdict:
+    """What became of a verdict. is_first: of its lookup; another one is not kept."""
+
+    is_first: bool
+    query_kept: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryRecord:
     """One row of `entries`, with response and tags where they were asked for."""
@@ -226,7 +238,7 @@ class JobRecord:
     id: int
     cache_id: int
     name: str
-    kind: str  # update | load
+    kind: str  # update | load | learn-pairs
     source: str | None  # of a load: the file, from the inbox on
     state: str  # queued | running | succeeded | failed | cancelled
     stage: str | None  # what it is at, or was last; done_count of total_count rows of that

@@ -170,6 +170,7 @@ def register_encoder(
     learned: Sequence[LearnedRow] = (),
     read_row_ids: Sequence[int] = (),
     untraced_row_count: int | None = 0,
+    verdict_watermark: int | None = None,
     now_ms: int,
 ) -> EncoderRecord:
     """Keep an encoder; `trusted` names the encoders whose codes its queries may search, itself aside.
@@ -177,7 +178,7 @@ def register_encoder(
     The same encoder again keeps what is there, but where it was rejected the new verdict counts, and where it
     was destroyed it is there again. `metrics` are added to the encoder's own. learned: the rows that its
     label parts have beyond its parent's. read_row_ids: all that it was trained on, labelled or not.
-    untraced_row_count: those that no store has; None: nobody knows.
+    untraced_row_count: those that no store has; None: nobody knows. verdict_watermark: None: its parent's.
 
     Raises:
         NotFoundError: the cache was deleted.
@@ -204,6 +205,10 @@ def register_encoder(
         own = (learned_by.c.cache_id == cache.id, learned_by.c.encoder_id == encoder.encoder_id)
         connection.execute(delete(learned_by).where(*own))
     if known in (None, REJECTED, DESTROYED):
+        if verdict_watermark is None:
+            of_parent = (encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.parent_id)
+            inherited = select(encoders.c.verdict_watermark).where(*of_parent)
+            verdict_watermark = connection.execute(inherited).scalar()
         values = {
             "cache_id": cache.id,
             "encoder_id": encoder.encoder_id,
@@ -212,6 +217,7 @@ def register_encoder(
             "weights": dump_encoder(encoder),
             "learning_state": learning_state,
             "watermark": watermark,
+            "verdict_watermark": verdict_watermark,
             "label_bits": encoder.label_bits or 0,
             "class_count": len(encoder.labels),
             "untraced_row_count": untraced_row_count,

@@ -13,7 +13,7 @@ from service.accesses import Accesses
 from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from service.keys import child_name, fingerprint_key
 from service.learned_rows import is_forgotten
-from service.records import NewEntry, Operation, Selection, StoredEntry
+from service.records import NewEntry, Operation, RecordedVerdict, Selection, StoredEntry
 from service.tables import categories, entries, entry_tags, feedback, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
 
@@ -149,10 +149,16 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
             tx.connection.execute(update(categories).where(categories.c.id == category_id).values(**counted))
 
 
-def record_feedback(tx: CacheTransaction, values: dict[str, Any]) -> bool:
-    """Keep a verdict; False where the same lookup had one already.
+def record_feedback(
+    tx: CacheTransaction, values: dict[str, Any], *, query_modality: str = ""
+) -> RecordedVerdict:
+    """Keep a verdict, unless the same lookup had one already; its query only while there is the entry to pair
+    it with.
 
-    Raises: NotFoundError: the category is gone, or the entry was forgotten.
+    values: columns of `feedback`. query_modality: of `query_vector`, where that is given.
+    Raises:
+        NotFoundError: the category is gone, or the entry was forgotten.
+        InvalidRequestError: the query is of another modality than the entry.
     """
     tx.category(values["category_id"])
     if is_forgotten(tx.connection, tx.cache_id, values["entry_id"]):
@@ -161,9 +167,19 @@ def record_feedback(tx: CacheTransaction, values: dict[str, Any]) -> bool:
         feedback.c.cache_id == tx.cache_id, feedback.c.lookup_digest == values["lookup_digest"]
     )
     if tx.connection.execute(known).first() is not None:
-        return False
+        return RecordedVerdict(is_first=False)
+    if values.get("query_vector") is not None:
+        of_entry = (entries.c.cache_id == tx.cache_id, entries.c.id == values["entry_id"])
+        modality = tx.connection.execute(select(entries.c.modality).where(*of_entry)).scalar()
+        if modality is None:
+            values = {**values, "query_vector": None}
+        elif modality != query_modality:
+            raise InvalidRequestError(
+                f"the query is of the modality {query_modality!r}, the entry of {modality!r}",
+                reason="MODALITY_MISMATCH",
+            )
     tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
-    return True
+    return RecordedVerdict(is_first=True, query_kept=values.get("query_vector") is not None)
 
 
 def entry_name(connection: Connection, row_id: int) -> str | None:

@@ -190,6 +190,7 @@ encoders = Table(
     Column("weights", LargeBinary, nullable=False),
     Column("learning_state", LargeBinary),  # what an update adds to
     Column("watermark", BigInteger, nullable=False),  # labels up to this seq are learned
+    Column("verdict_watermark", BigInteger),  # verdicts up to this id are learned, or came to nothing
     Column("label_bits", Integer, nullable=False),  # 0: it has no label codes
     Column("class_count", Integer, nullable=False),
     Column("untraced_row_count", BigInteger),  # rows of files in its label part; None: nobody knows its rows
@@ -336,6 +337,16 @@ feedback = Table(
     Column("generation", String(32), nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("create_ms", BigInteger, nullable=False),
+    Column("query_vector", LargeBinary),  # what was asked, as vectors of entries; None: not known
     UniqueConstraint("cache_id", "lookup_digest"),
+    # What an encoder may learn from, among however many verdicts without a query.
+    Index(
+        "ix_feedback_pairs",
+        "cache_id",
+        "verdict",
+        "id",
+        sqlite_where=text("query_vector IS NOT NULL"),
+        postgresql_where=text("query_vector IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )

@@ -254,19 +254,24 @@ def _seen_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
 
 def _descendants_seen_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
     """The seq up to which rows were learned or judged by updates of this encoder, and by updates of those."""
+    seen = select(func.max(encoders.c.watermark)).where(
+        encoders.c.cache_id == cache_id,
+        encoders.c.encoder_id.in_(descendants(cache_id, encoder_id)),
+        encoders.c.state != registry.DESTROYED,
+        or_(encoders.c.state == registry.REJECTED, encoders.c.learning_state.is_not(None)),
+    )
+    return connection.execute(seen).scalar() or 0
+
+
+def descendants(cache_id: int, encoder_id: str) -> Select[tuple[str]]:
+    """The ids of the encoders that were updated from this one, and from those."""
     of_cache = encoders.c.cache_id == cache_id
     children = select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == encoder_id)
     below = children.cte("below", recursive=True)
     below = below.union(
         select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == below.c.encoder_id)
     )
-    seen = select(func.max(encoders.c.watermark)).where(
-        of_cache,
-        encoders.c.encoder_id.in_(select(below.c.encoder_id)),
-        encoders.c.state != registry.DESTROYED,
-        or_(encoders.c.state == registry.REJECTED, encoders.c.learning_state.is_not(None)),
-    )
-    return connection.execute(seen).scalar() or 0
+    return select(below.c.encoder_id)
 
 
 def _label_modality(encoder: Encoder) -> str:

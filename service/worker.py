@@ -1,5 +1,5 @@
-"""The worker: takes queued jobs, and queues them: an update where new labelled rows are due, a load for each
-file that appears in the inbox."""
+"""The worker: takes queued jobs, and queues them: an update where new labelled rows are due, learning from
+verdicts where enough wait, a load for each file that appears in the inbox."""
 
 import json
 import logging
@@ -26,6 +26,7 @@ from service.rows import read_caches
 from service.shift_store import shift_alarm_since
 from service.tables import caches
 from service.update import UpdateOutcome, read_unlearned, run_update
+from service.verdicts import PairLearner, verdicts_wait
 
 _MOVE = "move"  # the stage of a load in which all rows are stored
 
@@ -36,6 +37,7 @@ class Worker:
     """One worker process. Several may run: a job is one worker's while its lease holds.
 
     load_file: loads the files of `[update] inbox`; None: it has none. Workers that have one share the folder.
+    learn_pairs: learns from verdicts; None: it cannot, and leaves those jobs to others.
     """
 
     def __init__(
@@ -45,13 +47,17 @@ class Worker:
         *,
         clock: Callable[[], int],
         load_file: FileLoader | None = None,
+        learn_pairs: PairLearner | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
         self._clock = clock
         self._load_file = load_file
+        self._learn_pairs = learn_pairs
         folder = config.update.inbox
         self._inbox = Inbox(Path(folder)) if folder and load_file is not None else None
+        able = {jobs.UPDATE: True, jobs.LOAD: self._inbox, jobs.LEARN_PAIRS: learn_pairs}
+        self._kinds = tuple(kind for kind, means in able.items() if means is not None)
         self._lease_ms = int(config.update.lease_seconds * 1000)
         self._owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -68,7 +74,8 @@ class Worker:
             stopped.wait(self._config.update.poll_seconds)
 
     def enqueue_due(self) -> int:
-        """Queue an update for each cache whose new labelled rows are due; return how many are queued.
+        """Queue an update for each cache whose new labelled rows are due, and learning from verdicts where
+        enough wait; return how many are queued.
 
         A shift alarm makes one row enough, once: it must be newer than the last update.
         """
@@ -77,7 +84,7 @@ class Worker:
         queued = 0
         for cache in found:
             try:
-                queued += self._enqueue_if_due(cache)
+                queued += self._enqueue_if_due(cache) + self._enqueue_verdicts_if_due(cache)
             except StoreUnavailableError:
                 raise
             except (ServiceError, HashingError) as error:
@@ -100,6 +107,22 @@ class Worker:
             return False
         with writing(self._engine) as connection:
             jobs.enqueue(connection, cache.id, kind=jobs.UPDATE, now_ms=now_ms)
+        return True
+
+    def _enqueue_verdicts_if_due(self, cache: CacheRecord) -> bool:
+        update = self._config.update
+        if self._learn_pairs is None or not update.min_verdicts:
+            return False
+        now_ms = self._clock()
+        retry_ms = now_ms - int(update.retry_seconds * 1000)
+        with reading(self._engine) as connection:
+            if jobs.ended_without_success(connection, cache.id, kind=jobs.LEARN_PAIRS, after_ms=retry_ms):
+                return False
+            least = min(update.min_verdicts, update.max_update_rows)
+            if not verdicts_wait(connection, cache, least=least, most=update.max_update_rows):
+                return False
+        with writing(self._engine) as connection:
+            jobs.enqueue(connection, cache.id, kind=jobs.LEARN_PAIRS, now_ms=now_ms)
         return True
 
     def enqueue_files(self) -> int:
@@ -162,7 +185,7 @@ class Worker:
                 owner=self._owner,
                 now_ms=self._clock(),
                 lease_ms=self._lease_ms,
-                kinds=(jobs.UPDATE,) if self._inbox is None else (jobs.UPDATE, jobs.LOAD),
+                kinds=self._kinds,
             )
             if job is None:
                 return False
@@ -189,6 +212,11 @@ class Worker:
         with Lease(self._engine, job, clock=self._clock, lease_ms=self._lease_ms) as lease:
             if job.kind == jobs.LOAD:
                 self._load(job, lease)
+            elif job.kind == jobs.LEARN_PAIRS:
+                learned = self._learn(job, cache, lease)
+                logger.info(
+                    "job %s: %s", job.name, "activated" if learned["accepted"] else learned["reasons"]
+                )
             else:
                 outcome = self._update(job, cache, lease)
                 logger.info("job %s: %s", job.name, "activated" if outcome.accepted else outcome.reasons)
@@ -207,6 +235,15 @@ class Worker:
             progress=lease.tell,
             conclude=conclude,
         )
+
+    def _learn(self, job: JobRecord, cache: str, lease: Lease) -> dict[str, Any]:
+        assert self._learn_pairs is not None
+
+        def conclude(connection: Connection, outcome: dict[str, Any]) -> None:
+            report = json.dumps(outcome)
+            jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
+
+        return self._learn_pairs(self._engine, cache, lease.tell, conclude)
 
     def _load(self, job: JobRecord, lease: Lease) -> None:
         """Load a file. Rows that are stored already are skipped, so it may be begun again at any point."""

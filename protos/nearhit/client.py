@@ -190,10 +190,22 @@ class Client:
         return answer
 
     def record_feedback(
-        self, lookup_token: str, verdict: cache_pb.Verdict
+        self,
+        lookup_token: str,
+        verdict: cache_pb.Verdict,
+        *,
+        embedding: ArrayLike | None = None,
+        text: str = "",
+        modality: str = "",
+        embedder_id: str = "",
     ) -> cache_pb.RecordFeedbackResponse:
-        """Say whether a served answer was right."""
+        """Say whether a served answer was right; with what was asked, as in the lookup, codes learn."""
         request = cache_pb.RecordFeedbackRequest(lookup_token=lookup_token, verdict=verdict)
+        if embedding is not None or text:
+            query = pb.Query(
+                embedding=_bytes(embedding), text=text, modality=modality, embedder_id=embedder_id
+            )
+            request.query.CopyFrom(query)
         answer: cache_pb.RecordFeedbackResponse = self.call(self.semantic_cache.RecordFeedback, request)
         return answer
 

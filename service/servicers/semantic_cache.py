@@ -12,12 +12,14 @@ from nearhit.v1.semantic_cache_service_pb2_grpc import SemanticCacheServiceServi
 
 from service import convert, store
 from service.application import Application, await_write, clock_ms, time_limit
+from service.coding import to_stored
 from service.database import reading
-from service.errors import InvalidRequestError
+from service.embedding import Input, embed_inputs
+from service.errors import EmbedderUnavailableError, InvalidRequestError
 from service.ingest import submit_imports, submit_stores
 from service.keys import child_name, parse_cache, parse_child, parse_parent
 from service.paging import make_token, read_row_token
-from service.records import Selection
+from service.records import PAIR_LABELS, Selection
 from service.replica import CacheReplica
 from service.rows import category_names, entry_query, read_entry, read_page
 from service.tables import NEVER_MS, entries
@@ -152,7 +154,8 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         if request.verdict not in convert.VERDICTS:
             raise InvalidRequestError("a verdict is required", reason="UNKNOWN_VALUE")
         replica, token = self._token_of(request.lookup_token)
-        values = {
+        source = convert.to_input(request.query)
+        values: dict[str, Any] = {
             "category_id": token.category_id,
             "lookup_digest": token.digest,
             "entry_id": token.entry_id,
@@ -163,13 +166,21 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             "generation": token.generation,
             "seq": token.seq,
         }
+        if request.HasField("query"):
+            vector = self._judged_query(replica, source, timeout_seconds=time_limit(context) / 2)
+            values["query_vector"] = vector if values["verdict"] in PAIR_LABELS else None
         answer = self._app.writer.submit(
             token.cache_id,
-            lambda tx: (store.record_feedback(tx, values), store.entry_name(tx.connection, token.entry_id)),
+            lambda tx: (
+                store.record_feedback(tx, values, query_modality=source.modality),
+                store.entry_name(tx.connection, token.entry_id),
+            ),
         )
-        recorded, name = await_write(answer, timeout_seconds=time_limit(context))
+        verdict, name = await_write(answer, timeout_seconds=time_limit(context))
         entry = child_name(replica.state.record.name, "entries", name) if name else ""
-        return cache_pb.RecordFeedbackResponse(entry=entry, recorded=recorded)
+        return cache_pb.RecordFeedbackResponse(
+            entry=entry, recorded=verdict.is_first, query_kept=verdict.query_kept
+        )
 
     def ExportEntries(
         self, request: cache_pb.ExportEntriesRequest, context: grpc.ServicerContext
@@ -268,6 +279,17 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         if category is not None:
             query = query.where(entries.c.category_id == state.category(category).id)
         return cache, query, state
+
+    def _judged_query(self, replica: CacheReplica, source: Input, *, timeout_seconds: float) -> bytes | None:
+        """The query of a verdict as vectors are stored; None where its text cannot be embedded: a verdict is
+        kept all the same. Raises: InvalidRequestError."""
+        try:
+            (vector,) = embed_inputs(
+                replica.state.record, [source], embedder=self._app.embedder, timeout_seconds=timeout_seconds
+            )
+        except EmbedderUnavailableError:
+            return None
+        return to_stored(vector).tobytes()
 
     def _token_of(self, text: str) -> tuple[CacheReplica, LookupToken]:
         """The token and the cache whose key signed it."""

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scripts.__main__ import main
+from scripts.pair_learning import _share_out
 from service.config import load_config
 from service.database import open_engine
 from service.forgetting import ForgetSelection, forget_rows
@@ -101,6 +102,23 @@ def test_an_update_that_rehearsed_a_forgotten_row_is_not_kept(
     given = ["update", "--config", str(config_path), "--cache", "faq", "--pairs", str(pairs)]
     assert main(given) == 1
     assert "1 rows were forgotten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("paired_count", [0, 30, 90])
+def test_what_judges_is_neither_rehearsed_nor_held_out_nor_learned_while_there_are_others(
+    paired_count: int,
+) -> None:
+    """Of 100 stored rows the first are of pairs, every third of those held out."""
+    stored, asked = draw(100, seed=1), draw(paired_count + 3, seed=2)
+    rows = np.concatenate([stored[:paired_count], asked])
+    pairs = [(paired_count + i, i, 1) for i in range(0, paired_count, 3)]
+    held_out = np.array(pairs, dtype=np.int64).reshape(-1, 3)
+    rehearsed, judged = _share_out(stored, rows, held_out, rng=np.random.default_rng(0))
+    place = {row.tobytes(): i for i, row in enumerate(stored)}
+    learns, judges = ([place[row.tobytes()] for row in part] for part in (rehearsed, judged))
+    assert sorted(learns + judges) == [i for i in range(100) if i >= paired_count or i % 3]
+    assert len(judges) == 20
+    assert sum(i < paired_count for i in judges) == max(0, 20 - (100 - paired_count))
 
 
 @pytest.mark.parametrize(

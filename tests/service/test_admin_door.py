@@ -455,6 +455,14 @@ def test_queued_job_is_returned_instead_of_a_second(door: Client) -> None:
     assert door.call(door.admin.GetJob, admin_pb.GetJobRequest(name=first.name)) == first
 
 
+def test_learning_from_verdicts_is_a_job_beside_an_update(door: Client) -> None:
+    update = create_job(door)
+    request = admin_pb.CreateJobRequest(parent="caches/faq", job=pb.Job(kind=pb.Job.KIND_LEARN_PAIRS))
+    learning = door.call(door.admin.CreateJob, request)
+    assert (learning.state, learning.kind) == (pb.Job.STATE_QUEUED, pb.Job.KIND_LEARN_PAIRS)
+    assert learning.name != update.name
+
+
 def test_progress_of_a_job_is_seen_through_the_door(door: Client, door_config: Config) -> None:
     job = create_job(door)
     assert (job.stage, job.HasField("done_count"), job.HasField("total_count")) == ("", False, False)

@@ -194,6 +194,10 @@ def test_texts_are_answered_by_meaning_with_minilm(
     assert stored.entry.embedder_id == MINILM_ID
     near = client.lookup("faq", "account", text="how can I reset my password")
     assert (near.reason, near.response) == (cache_pb.LOOKUP_REASON_WITHIN_THRESHOLD, b"by mail")
+    given = client.record_feedback(
+        near.lookup_token, cache_pb.VERDICT_RIGHT, text="how can I reset my password"
+    )
+    assert (given.recorded, given.query_kept) == (True, True)
     far = client.lookup("faq", "account", text="What is the weather in Oslo?")
     assert far.reason == cache_pb.LOOKUP_REASON_BEYOND_THRESHOLD
     read = np.frombuffer(client.get_entry("faq", stored.entry.name[-32:], full=True).embedding, dtype="<f4")

@@ -341,6 +341,7 @@ def test_a_file_sets_what_it_names_alone(tmp_path: Path) -> None:
         ("[update]\nmax_age_seconds = -1\n", "[update] max_age_seconds"),
         ("[update]\nmax_age_seconds = inf\n", "[update] max_age_seconds"),
         ("[update]\ninbox_max_mib = 0\n", "[update] inbox_max_mib"),
+        ("[update]\nmin_verdicts = -1\n", "[update] min_verdicts"),
         ("[update]\ninbox = 1\n", "[update] inbox"),
         ("[search]\nmax_live_encoders = 0\n", "[search] max_live_encoders"),
         ("[search]\nprobe_count = 0\n", "[search] probe_count"),

@@ -298,9 +298,11 @@ class Job(_message.Message):
         KIND_UNSPECIFIED: _ClassVar[Job.Kind]
         KIND_UPDATE: _ClassVar[Job.Kind]
         KIND_LOAD: _ClassVar[Job.Kind]
+        KIND_LEARN_PAIRS: _ClassVar[Job.Kind]
     KIND_UNSPECIFIED: Job.Kind
     KIND_UPDATE: Job.Kind
     KIND_LOAD: Job.Kind
+    KIND_LEARN_PAIRS: Job.Kind
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Job.State]

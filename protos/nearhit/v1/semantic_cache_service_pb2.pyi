@@ -216,20 +216,24 @@ class InvalidateResponse(_message.Message):
     def __init__(self, entry_count: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class RecordFeedbackRequest(_message.Message):
-    __slots__ = ("lookup_token", "verdict")
+    __slots__ = ("lookup_token", "verdict", "query")
     LOOKUP_TOKEN_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     lookup_token: str
     verdict: Verdict
-    def __init__(self, lookup_token: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
+    query: _resources_pb2.Query
+    def __init__(self, lookup_token: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ...) -> None: ...
 
 class RecordFeedbackResponse(_message.Message):
-    __slots__ = ("entry", "recorded")
+    __slots__ = ("entry", "recorded", "query_kept")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     RECORDED_FIELD_NUMBER: _ClassVar[int]
+    QUERY_KEPT_FIELD_NUMBER: _ClassVar[int]
     entry: str
     recorded: bool
-    def __init__(self, entry: _Optional[str] = ..., recorded: bool = ...) -> None: ...
+    query_kept: bool
+    def __init__(self, entry: _Optional[str] = ..., recorded: bool = ..., query_kept: bool = ...) -> None: ...
 
 class ExportEntriesRequest(_message.Message):
     __slots__ = ("parent",)
