@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,12 @@ RECALL_TOLERANCE = 0.02
 
 FLIP_TOLERANCE = 0.01
 """Share of right answers lost that the gate lets pass, unless told otherwise."""
+
+PRECISION_TOLERANCE = 0.01
+"""Loss of precision at a threshold that the gate lets pass, unless told otherwise."""
+
+LEAST_JUDGED_HITS = 50
+"""Hits with a verdict below which their precision is told, and decides nothing."""
 
 NEIGHBOUR_COUNT = 10
 CANDIDATE_COUNT = 100
@@ -46,6 +53,21 @@ class HeldOutPairs:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """What a threshold serves of the held-out queries. hits_before, hits_after: queries whose best candidate
+    is within it, by the old and by the new encoder. judged_before, judged_after: those of them that are a
+    pair with it. precision_before, precision_after: share of these that are similar; None for none."""
+
+    threshold: float
+    hits_before: int
+    hits_after: int
+    judged_before: int
+    judged_after: int
+    precision_before: float | None
+    precision_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PairGateReport:
     """What an update does to answers out of codes that the old encoder stored.
 
@@ -57,7 +79,8 @@ class PairGateReport:
     positive_flips: shares of them whose answer turns from right to wrong, and back; NaN for none.
     coverage_before, coverage_after: the least share, over COVERAGE_DISTANCES that COVERAGE_LEAST_PAIRS are
     within, of the pairs of query and row within it whose codes lie within all of the old and of the new
-    encoder's radii; NaN for no such distance. reasons: why not accepted; empty otherwise.
+    encoder's radii; NaN for no such distance. operating_points: by the names that thresholds were given.
+    reasons: why not accepted; empty otherwise.
     """
 
     recall_before: float
@@ -70,6 +93,7 @@ class PairGateReport:
     coverage_after: float
     accepted: bool
     reasons: tuple[str, ...]
+    operating_points: Mapping[str, OperatingPoint] = field(default_factory=dict)
 
 
 def evaluate_pair_update(
@@ -78,14 +102,19 @@ def evaluate_pair_update(
     held_out: HeldOutPairs,
     *,
     modality: str = "text",
+    thresholds: Mapping[str, float] | None = None,
     recall_tolerance: float = RECALL_TOLERANCE,
     flip_tolerance: float = FLIP_TOLERANCE,
+    precision_tolerance: float = PRECISION_TOLERANCE,
 ) -> PairGateReport:
     """Compare the new encoder's queries with the old one's, both on the codes that the old one made.
 
+    thresholds: cosine distances within which an answer is served, by name, of categories say.
+
     The new encoder is accepted iff recall was judged and falls by at most `recall_tolerance`, at most the
-    share `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), and its
-    radii hold COVERAGE, or as much as the old encoder's did. Cost O(queries x rows): pass a sample of a large
+    share `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), its
+    radii hold COVERAGE, or as much as the old encoder's did, and the precision of LEAST_JUDGED_HITS at any
+    threshold falls by at most `precision_tolerance`. Cost O(queries x rows): pass a sample of a large
     database.
     Raises: TrainingDataError for no row, no query, or pairs of others; EmbeddingsError; DimensionError;
     UnknownModalityError.
@@ -95,12 +124,17 @@ def evaluate_pair_update(
     after_values = new.instance_values(held_out.queries, modality=modality)
     rows, queries = unit_rows(as_rows(held_out.rows)), unit_rows(as_rows(held_out.queries))
     similar = _similar(held_out.pairs, queries=queries, rows=rows)
-    recalls, right = [], []
+    judged = np.unique(similar[:, 0])
+    recalls, answers = [], []
     for values in (before_values, after_values):
         recalls.append(_recall(values, stored_values, queries=queries, rows=rows))
-        right.append(_right_answers(values, stored_values, similar, queries=queries, rows=rows))
-    before, after = right
+        answers.append(_answers(values, stored_values, queries=queries, rows=rows))
+    before, after = (_are_pairs(judged, own.rows[judged], similar) for own in answers)
     negative, positive = _share(before & ~after), _share(~before & after)
+    points = {
+        name: _operating_point(answers, held_out.pairs, threshold=threshold)
+        for name, threshold in (thresholds or {}).items()
+    }
     covered_before, covered_after = (
         _coverage(encoder, values, stored_values, queries=queries, rows=rows)
         for encoder, values in ((old, before_values), (new, after_values))
@@ -113,6 +147,8 @@ def evaluate_pair_update(
             f"radii hold {covered_after:.5f} of the near pairs, expected {COVERAGE} or, as before,"
             f" {covered_before:.5f}"
         )
+    for name, point in points.items():
+        reasons += _precision_reasons(name, point, tolerance=precision_tolerance)
     return PairGateReport(
         recall_before=recalls[0],
         recall_after=recalls[1],
@@ -124,6 +160,7 @@ def evaluate_pair_update(
         coverage_after=covered_after,
         accepted=not reasons,
         reasons=tuple(reasons),
+        operating_points=points,
     )
 
 
@@ -132,6 +169,16 @@ def _recall_reasons(before: float, after: float, *, tolerance: float) -> list[st
         return [f"nothing was judged: no query has {LEAST_ROWS} rows besides its own"]
     if before - after > tolerance:
         return [f"recall of neighbours falls from {before:.4f} to {after:.4f}, tolerance {tolerance}"]
+    return []
+
+
+def _precision_reasons(name: str, point: OperatingPoint, *, tolerance: float) -> list[str]:
+    before, after = point.precision_before, point.precision_after
+    if before is None or after is None or point.judged_after < LEAST_JUDGED_HITS:
+        return []
+    if before - after > tolerance:
+        fall = f"falls from {before:.4f} to {after:.4f}, tolerance {tolerance}"
+        return [f"precision at the threshold of {name} {fall}"]
     return []
 
 
@@ -194,27 +241,60 @@ def _recall(
     return recalls / judged if judged else float("nan")
 
 
-def _right_answers(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answers:
+    """rows: int64 [q], each query's best candidate after an exact rerank. distances: float32 [q], to it."""
+
+    rows: NDArray[np.int64]
+    distances: NDArray[np.float32]
+
+
+def _answers(
     query_values: NDArray[np.float32],
     stored_values: NDArray[np.float32],
-    similar: NDArray[np.int64],
     *,
     queries: NDArray[np.float32],
     rows: NDArray[np.float32],
-) -> NDArray[np.bool_]:
-    """Tell of each query with a similar pair, in order, whether its answer is a row of one, bool [judged]."""
+) -> _Answers:
     stored, count = signs(stored_values), _candidate_count(len(rows))
-    judged = np.unique(similar[:, 0])
-    answers = np.empty(judged.size, dtype=np.int64)
-    for start in range(0, judged.size, QUERY_CHUNK):
-        chunk = judged[start : start + QUERY_CHUNK]
+    answers = np.empty(len(queries), dtype=np.int64)
+    distances = np.empty(len(queries), dtype=np.float32)
+    for start in range(0, len(queries), QUERY_CHUNK):
+        chunk = slice(start, start + QUERY_CHUNK)
         cosines = queries[chunk] @ rows.T  # [chunk, n]
         copies = cosines >= OWN_COSINE
         cosines[copies] = -2.0
         candidates = top_columns(_agreement(query_values[chunk], stored, copies=copies), count=count)
-        best = np.take_along_axis(cosines, candidates, axis=1).argmax(axis=1)
-        answers[start : start + QUERY_CHUNK] = candidates[np.arange(chunk.size), best]
-    return np.isin(judged * len(rows) + answers, similar @ [len(rows), 1])
+        near = np.take_along_axis(cosines, candidates, axis=1)
+        best, each = near.argmax(axis=1), np.arange(len(near))
+        answers[chunk] = candidates[each, best]
+        distances[chunk] = 1 - near[each, best]
+    return _Answers(answers, distances)
+
+
+def _are_pairs(
+    queries: NDArray[np.int64], rows: NDArray[np.int64], pairs: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Tell of each query and row whether they are one of the pairs int64 [p, 2 or more], bool [q]."""
+    width = 1 + max(rows.max(initial=0), pairs[:, 1].max(initial=0))
+    return np.isin(queries * width + rows, pairs[:, :2] @ [width, 1])
+
+
+def _operating_point(
+    answers: Sequence[_Answers], pairs: NDArray[np.int64], *, threshold: float
+) -> OperatingPoint:
+    hits: list[int] = []
+    judged: list[int] = []
+    precisions: list[float | None] = []
+    for own in answers:
+        served = np.flatnonzero(own.distances <= threshold)
+        known = served[_are_pairs(served, own.rows[served], pairs)]
+        # A pair that is judged both ways is right: one user at least was content.
+        right = _are_pairs(known, own.rows[known], pairs[pairs[:, 2] == 1])
+        hits.append(served.size)
+        judged.append(known.size)
+        precisions.append(float(right.mean()) if right.size else None)
+    return OperatingPoint(threshold, *hits, *judged, *precisions)
 
 
 def _coverage(

@@ -1,6 +1,6 @@
 """Continue the instance codes of a cache's active encoder with pairs, by gradient: learn, judge, keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from service.config import Config
 from service.database import writing
 from service.learning import StoredRows, of_modality, read_rows
 from service.records import CacheRecord
-from service.rows import active_encoder_id, read_cache, read_encoder, read_weights
+from service.rows import active_encoder_id, read_cache, read_categories, read_encoder, read_weights
 from service.tables import encoders
 from service.verdicts import mark_read
 
@@ -38,12 +38,14 @@ Conclude = Callable[[Connection, dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBase:
-    """What pairs are learned on: the active encoder, its modality, and stored entries of that."""
+    """What pairs are learned on: the active encoder, its modality, stored entries of that, and the thresholds
+    of the categories."""
 
     record: CacheRecord
     parent: Encoder
     modality: str
     stored: StoredRows
+    thresholds: Mapping[str, float]
 
 
 def read_base(connection: Connection, cache: str) -> PairBase:
@@ -53,7 +55,8 @@ def read_base(connection: Connection, cache: str) -> PairBase:
     modality = next(iter(parent.projections))
     query = of_modality(record, modality)
     stored = read_rows(connection, query, most=MAX_REHEARSED_ROWS + MAX_GATE_ROWS)
-    return PairBase(record, parent, modality, stored)
+    thresholds = {own.name: own.policy.threshold for own in read_categories(connection, record.id)}
+    return PairBase(record, parent, modality, stored, thresholds)
 
 
 def learn_pairs(
@@ -111,7 +114,7 @@ def learn_pairs(
     if child is not None:
         progress("judge", 0, 1)
         held_out = _held_out(rows, split.validation, judged)
-        gate = evaluate_pair_update(parent, child, held_out, modality=modality)
+        gate = evaluate_pair_update(parent, child, held_out, modality=modality, thresholds=base.thresholds)
         progress("judge", 1, 1)
         outcome = {"encoder_id": child.encoder_id, **asdict(gate)}
     figures = _figures(learned.report)
@@ -187,6 +190,12 @@ def _register(
     own = (encoders.c.cache_id == locked.id, encoders.c.encoder_id == parent.encoder_id)
     learning_state = connection.execute(select(encoders.c.learning_state).where(*own)).scalar()
     judged = {name: value for name, value in asdict(gate).items() if isinstance(value, float)}
+    for category, point in gate.operating_points.items():
+        judged |= {
+            f"{name}.{category}": value
+            for name, value in asdict(point).items()
+            if name.startswith("precision") and value is not None
+        }
     registry.register_encoder(
         connection,
         locked,

@@ -8,9 +8,10 @@ how far it is, and an interrupt ends the showing alone. Exit status 0 activated 
 
 With --pairs it learns labelled pairs instead, by gradient (extra `train`), so that instance codes go on
 learning: new entries and queries get codes of the new encoder, whose queries search the stored ones too. It
-is activated if it finds neighbours and held-out duplicates on stored codes as well as before. With --verdicts
-the pairs are verdicts that RecordFeedback got with a query, 25 right and 25 wrong ones at least that it has
-not read yet; a worker learns them by itself once `[update] min_verdicts` wait.
+is activated if it finds neighbours and held-out duplicates on stored codes as well as before, and serves
+answers as right at the threshold of every category. With --verdicts the pairs are verdicts that
+RecordFeedback got with a query, 25 right and 25 wrong ones at least that it has not read yet; a worker learns
+them by itself once `[update] min_verdicts` wait.
 
 Examples:
   nearhit update --cache faq

@@ -221,3 +221,54 @@ def test_what_judges_nothing_is_refused(held_out, old, changed, error) -> None:
 def test_unknown_modality_is_refused(held_out, old) -> None:
     with pytest.raises(UnknownModalityError):
         evaluate_pair_update(old, old, held_out, modality="image")
+
+
+def test_operating_points_are_those_of_brute_force(old: Encoder, held_out: HeldOutPairs) -> None:
+    new = _moved(old, by=2.0)
+    thresholds = {"strict": 0.15, "loose": 0.6, "none": 0.0}
+    report = evaluate_pair_update(old, new, held_out, thresholds=thresholds)
+    known = {(query, row): label for query, row, label in held_out.pairs.tolist()}
+    known |= {(query, row): 1 for query, row, label in held_out.pairs.tolist() if label == 1}
+    cosines = held_out.queries @ held_out.rows.T
+    stored = signs(old.instance_values(held_out.rows))
+    served = []
+    for encoder in (old, new):
+        agreement = signs(encoder.instance_values(held_out.queries)) @ stored.T
+        candidates = top_columns(agreement, count=100)
+        best = [own[np.argmax(cosines[query, own])] for query, own in enumerate(candidates)]
+        served.append([(query, int(row), 1 - cosines[query, row]) for query, row in enumerate(best)])
+    assert set(report.operating_points) == set(thresholds)
+    for name, threshold in thresholds.items():
+        point = report.operating_points[name]
+        hits = [[(query, row) for query, row, distance in own if distance <= threshold] for own in served]
+        assert [point.hits_before, point.hits_after] == [len(own) for own in hits]
+        labels = [[known[pair] for pair in own if pair in known] for own in hits]
+        assert [point.judged_before, point.judged_after] == [len(own) for own in labels]
+        expected = [sum(own) / len(own) if own else None for own in labels]
+        assert [point.precision_before, point.precision_after] == expected
+    assert report.operating_points["loose"].judged_before > 50
+
+
+def test_gate_refuses_a_loss_of_precision_at_a_threshold(old: Encoder, held_out: HeldOutPairs) -> None:
+    """The new encoder finds wrong answers within the threshold: the right ones are another's candidates."""
+    new = _moved(old, by=2.0)
+    tolerant = {"recall_tolerance": 1.0, "flip_tolerance": 1.0}
+    answers = pair_gate._answers(
+        new.instance_values(held_out.queries),
+        old.instance_values(held_out.rows),
+        queries=held_out.queries,
+        rows=held_out.rows,
+    ).rows
+    nearest = np.argmax(held_out.queries @ held_out.rows.T, axis=1)
+    right = np.column_stack([np.arange(80), nearest, np.ones(80)])
+    wrong = np.column_stack([np.arange(80), answers, np.zeros(80)])[answers != nearest]
+    judged = HeldOutPairs(
+        rows=held_out.rows, queries=held_out.queries, pairs=np.concatenate([right, wrong]).astype(np.int64)
+    )
+    report = evaluate_pair_update(old, new, judged, thresholds={"faq": 0.8}, **tolerant)
+    assert [reason for reason in report.reasons if "precision at the threshold of faq falls" in reason]
+    assert not report.accepted
+    lenient = evaluate_pair_update(
+        old, new, judged, thresholds={"faq": 0.8}, precision_tolerance=1.0, **tolerant
+    )
+    assert not [reason for reason in lenient.reasons if "precision" in reason]
