@@ -9,9 +9,8 @@ final_map: of all queries after the last step. average_map: mean over steps. for
 mAP that a domain ever had is lost at the end, mean over the domains before the last. backward_transfer: what
 a domain gained since it was learned. forward_transfer: what a domain gains, right after it was learned and
 among its own rows, from what was learned before it. time_ratio: CPU seconds of the last step over those of
-the rival at that point. removal: 1% of the rows taken out,
-against training on the rest; removal_speedup is of a state as it is loaded, which has to be solved anew,
-removal_speedup_in_memory of one that was solved before.
+the rival at that point. removal: 1% of the rows taken out and the label part solved anew, against training on
+the rest.
 
 Methods: `incremental` (nearhit); `retrain` the same from nothing, on everything; `retrain_tower` a
 well-trained network, on everything; `finetune`, `distillation`, `frozen_codes`, `replay` continue one.
