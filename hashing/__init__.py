@@ -6,7 +6,6 @@ from hashing.class_state import ClassState
 from hashing.config import EncoderConfig
 from hashing.crossmodal import TrainedCrossModal, train_crossmodal
 from hashing.crossmodal_config import CrossModalConfig, KernelSettings
-from hashing.crossmodal_update import update_crossmodal
 from hashing.errors import (
     CheckpointError,
     ConfigError,
@@ -23,7 +22,8 @@ from hashing.errors import (
 )
 from hashing.inference import Encoder
 from hashing.label_gate import LabelGateReport, LabelledRows, evaluate_label_update
-from hashing.label_part import LearnedState, empty_state
+from hashing.label_part import LearnedState, LearnedStates, empty_state
+from hashing.learned_states import dump_states, load_states
 from hashing.lifelong import UpdateReport, UpdateResult, renew_encoder, update_labels
 from hashing.trainer import TrainedEncoder, train_encoder
 
@@ -42,6 +42,7 @@ __all__ = [
     "LabelState",
     "LabelledRows",
     "LearnedState",
+    "LearnedStates",
     "NoCrossPartError",
     "NoLabelPartError",
     "NothingToLearnError",
@@ -55,13 +56,14 @@ __all__ = [
     "UpdateResult",
     "dump_encoder",
     "dump_state",
+    "dump_states",
     "empty_state",
     "evaluate_label_update",
     "load_encoder",
     "load_state",
+    "load_states",
     "renew_encoder",
     "train_crossmodal",
     "train_encoder",
-    "update_crossmodal",
     "update_labels",
 ]

@@ -53,7 +53,7 @@ def load_encoder(content: bytes) -> Encoder:
     Raises: CheckpointError that names what is wrong with truncated, foreign, altered or inconsistent
     bytes, or with a format version that this program does not know.
     """
-    tensors, metadata = _load(ENCODER_FORMAT, content)
+    tensors, metadata = load_sealed(ENCODER_FORMAT, content)
     identity = field_of(metadata, "identity", dict)
     with_towers = metadata["format_version"] >= TOWERS_SINCE
     projections = {
@@ -105,7 +105,7 @@ def dump_state(state: LearnedState) -> bytes:
 
 def load_state(content: bytes) -> LearnedState:
     """Read what `dump_state` wrote, of either kind. Raises: CheckpointError as `load_encoder`."""
-    tensors, metadata = _load(STATE_FORMAT, content)
+    tensors, metadata = load_sealed(STATE_FORMAT, content)
     class_codes = _class_codes(tensors, "state.class_bits", field_of(metadata, "classes", dict))
     ridge, row_count = field_of(metadata, "ridge", float), field_of(metadata, "row_count", int)
     if "features.directions" not in tensors:
@@ -145,7 +145,7 @@ def _gram(tensors: Tensors, count: int) -> NDArray[np.float64]:
     return gram
 
 
-def _load(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
+def load_sealed(kind: str, content: bytes) -> tuple[Tensors, dict[str, Any]]:
     """Return tensors and document after everything that concerns the bytes alone has been checked."""
     document = read_document(kind, content)
     version = document.get("format_version")

@@ -45,7 +45,7 @@ class CrossPart:
 
     queries: (modality of the query, modality of the rows) -> its map; every pair of different modalities.
     label_heads: of the modalities besides that of `Encoder.label_head`, whose class codes they share; empty
-    where nothing was learned from labels.
+    where no other has learned labels.
     function_bits: the last bits of every code, which modalities have in common.
     """
 

@@ -100,12 +100,17 @@ class Encoder:
         return self.instance_values(embeddings, modality=modality) > 0
 
     @property
+    def label_heads(self) -> Mapping[str, LabelPart]:
+        """Modality -> what makes class queries of its embeddings, `label_head` first; empty without one."""
+        if self.label_head is None:
+            return {}
+        others = {} if self.cross_part is None else self.cross_part.label_heads
+        return {self.label_head.modality: self.label_head, **others}
+
+    @property
     def label_modalities(self) -> tuple[str, ...]:
         """The modalities whose embeddings make class queries; () without a label part."""
-        if self.label_head is None:
-            return ()
-        others = () if self.cross_part is None else tuple(self.cross_part.label_heads)
-        return (self.label_head.modality, *others)
+        return tuple(self.label_heads)
 
     def label_values(
         self, embeddings: NDArray[np.floating], *, modality: str | None = None
@@ -116,12 +121,10 @@ class Encoder:
         query. Returns float32 [n, label_bits].
         Raises: NoLabelPartError; UnknownModalityError; EmbeddingsError; DimensionError.
         """
-        head = self._label_head()
-        if modality is not None and modality != head.modality:
-            others = {} if self.cross_part is None else self.cross_part.label_heads
-            if modality not in others:
-                raise UnknownModalityError(modality, known=self.label_modalities)
-            head = others[modality]
+        first = self._label_head()
+        head = first if modality is None else self.label_heads.get(modality)
+        if head is None:
+            raise UnknownModalityError(str(modality), known=self.label_modalities)
         return head.values(as_rows(embeddings, dim=head.features.dim))
 
     def can_cross(self, modality: str, *, target: str) -> bool:

@@ -75,6 +75,7 @@ def evaluate_label_update(
     *,
     old_rows: LabelledRows | None,
     new_rows: LabelledRows,
+    modality: str | None = None,
     map_tolerance: float = MAP_TOLERANCE,
     flip_tolerance: float = FLIP_TOLERANCE,
     seed: int = 0,
@@ -83,14 +84,17 @@ def evaluate_label_update(
     """Compare an updated encoder with its parent on what is stored.
 
     old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with held-out
-    queries. The new encoder is accepted iff it loses at most `map_tolerance` of mAP on the old queries, the
-    share of their answers that turn wrong (negative flips: Yan et al., CVPR 2021) is not surely, by
-    `wilson_bounds`, over `flip_tolerance`, no stored bit changes, and its label part is finite. Cost
-    O(queries x stored rows): pass a sample of a large database. Queries read the modality of the label part.
+    queries; there may be none. modality: of all these rows; None for that of the label part. The new
+    encoder is accepted iff it loses at most `map_tolerance` of mAP on the old queries, the share of their
+    answers that turn wrong (negative flips: Yan et al., CVPR 2021) is not surely, by `wilson_bounds`, over
+    `flip_tolerance`, no stored bit changes, and its label part is finite. Cost O(queries x stored rows): pass
+    a sample of a large database.
     progress: told of "judge", in queries; may raise to stop.
-    Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; EmbeddingsError.
+    Raises: UnknownLabelError; NoLabelPartError for a new encoder without one; UnknownModalityError;
+    EmbeddingsError.
     """
-    judged_before = old_rows is not None and old.label_head is not None
+    modality = next(iter((*new.label_modalities, *new.projections))) if modality is None else modality
+    judged_before = old_rows is not None and modality in old.label_heads
     old_count = len(old_rows.query_labels) if old_rows is not None and judged_before else 0
     told = _Told(progress, total=3 * old_count + len(new_rows.query_labels))
     figures: dict[str, float] = {}
@@ -99,16 +103,18 @@ def evaluate_label_update(
     stored_labels = list(new_rows.labels)
     if old_rows is not None:
         old_bits = new.class_bits(old_rows.labels)
-        bits_changed = _instance_bits_changed(old, new, old_rows.embeddings)
+        bits_changed = _instance_bits_changed(old, new, old_rows.embeddings, modality=modality)
         if judged_before:
             new_bits, old_bits = old_bits, old.class_bits(old_rows.labels)
             bits_changed += int(np.count_nonzero(old_bits != new_bits))
         stored_bits = np.concatenate([old_bits, stored_bits])
         stored_labels = [*old_rows.labels, *stored_labels]
         if judged_before:
-            before = _found(old, old_rows, old_bits, old_rows.labels, seed=seed, told=told)
-            after = _found(new, old_rows, old_bits, old_rows.labels, seed=seed, told=told)
-            served = _found(new, old_rows, stored_bits, stored_labels, seed=seed, told=told)
+            before = _found(old, old_rows, old_bits, old_rows.labels, modality=modality, seed=seed, told=told)
+            after = _found(new, old_rows, old_bits, old_rows.labels, modality=modality, seed=seed, told=told)
+            served = _found(
+                new, old_rows, stored_bits, stored_labels, modality=modality, seed=seed, told=told
+            )
             flips = before.right & ~served.right
             flip_count = int(np.count_nonzero(flips))
             figures = {
@@ -118,15 +124,15 @@ def evaluate_label_update(
                 "negative_flips": _share(flips),
                 "positive_flips": _share(~before.right & served.right),
                 "query_drift": _share(
-                    (old.label_values(old_rows.query_embeddings) > 0)
-                    != (new.label_values(old_rows.query_embeddings) > 0)
+                    (old.label_values(old_rows.query_embeddings, modality=modality) > 0)
+                    != (new.label_values(old_rows.query_embeddings, modality=modality) > 0)
                 ),
             }
-    asked = _found(new, new_rows, stored_bits, stored_labels, seed=seed, told=told)
+    asked = _found(new, new_rows, stored_bits, stored_labels, modality=modality, seed=seed, told=told)
     reasons = _map_reasons(figures, tolerance=map_tolerance)
     if wilson_bounds(flip_count, old_count)[0] > flip_tolerance:
         reasons.append(f"{flip_count} of {old_count} old answers turn wrong, tolerance {flip_tolerance}")
-    if new.label_head is not None and not is_finite(new.label_head, new_rows.query_embeddings):
+    if not is_finite(new.label_heads[modality], new_rows.query_embeddings):
         reasons.insert(0, "the label part is not finite")
     if bits_changed:
         reasons.append(f"{bits_changed} stored bits change")
@@ -164,11 +170,12 @@ def _found(
     stored_bits: NDArray[np.bool_],
     stored_labels: Labels,
     *,
+    modality: str,
     seed: int,
     told: _Told,
 ) -> ClassRetrieval:
     return class_retrieval(
-        encoder.label_values(rows.query_embeddings),
+        encoder.label_values(rows.query_embeddings, modality=modality),
         stored_bits,
         query_labels=rows.query_labels,
         row_labels=stored_labels,
@@ -185,8 +192,9 @@ def _map_reasons(figures: dict[str, float], *, tolerance: float) -> list[str]:
     return [f"mAP on old rows falls from {before:.4f} to {after:.4f}, tolerance {tolerance}"]
 
 
-def _instance_bits_changed(old: Encoder, new: Encoder, embeddings: NDArray[np.floating]) -> int:
-    modality = new.label_head.modality if new.label_head is not None else next(iter(new.projections))
+def _instance_bits_changed(
+    old: Encoder, new: Encoder, embeddings: NDArray[np.floating], *, modality: str
+) -> int:
     changed = 0
     for start in range(0, embeddings.shape[0], CHUNK_ROWS):
         chunk = embeddings[start : start + CHUNK_ROWS]

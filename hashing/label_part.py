@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,9 @@ LabelPart = LabelHead | ClassHead
 
 LearnedState = LabelState | ClassState
 """What learns. Both have `issue`, `with_codes`, `add`, `remove`, `emptied` and `head`."""
+
+LearnedStates = Mapping[str, LearnedState]
+"""Modality -> what its label part was solved from. The modalities share their class codes."""
 
 
 def empty_state(dim: int, *, config: EncoderConfig, rows: NDArray[np.floating] | None = None) -> LearnedState:

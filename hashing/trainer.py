@@ -14,7 +14,7 @@ from hashing.drift import fit_drift_reference
 from hashing.embeddings import as_rows, check_training_rows, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.inference import Encoder
-from hashing.label_part import LearnedState, empty_state
+from hashing.label_part import LearnedState, LearnedStates, empty_state
 from hashing.metrics import class_retrieval_map, code_recall
 from hashing.projection import FIT_ROWS_LIMIT, Projection, fit_itq, fit_rotation
 from hashing.radius import RadiusTable, calibrate_radii
@@ -45,6 +45,11 @@ class TrainedEncoder:
 
     encoder: Encoder
     state: LearnedState | None
+
+    @property
+    def states(self) -> LearnedStates:
+        """The state by the modality of the label part; empty without labels."""
+        return {} if self.state is None else dict.fromkeys(self.encoder.label_modalities[:1], self.state)
 
 
 def train_encoder(

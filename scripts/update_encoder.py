@@ -1,10 +1,10 @@
 """Learn what arrived since the active encoder was trained, without touching a stored code.
 
-Takes entries with labels that were stored since. The new encoder is activated if it finds old entries as well
-as before on rows that no encoder has seen, and rejected with the figures otherwise; a running server picks it
-up at once. Entries without labels only feed the drift figure. With --queue a worker does it; --follow shows
-how far it is, and an interrupt ends the showing alone. Exit status 0 activated (with --queue alone: queued),
-3 nothing to learn, 4 rejected, 1 failed or cancelled.
+Takes entries with labels that were stored since, of all modalities of a cross-modal encoder. The new encoder
+is activated if it finds old entries of each as well as before on rows that no encoder has seen, and rejected
+with the figures otherwise; a running server picks it up at once. Entries without labels only feed the drift
+figure. With --queue a worker does it; --follow shows how far it is, and an interrupt ends the showing alone.
+Exit status 0 activated (with --queue alone: queued), 3 nothing to learn, 4 rejected, 1 failed or cancelled.
 
 With --pairs it learns labelled pairs instead, by gradient (extra `train`), so that instance codes go on
 learning: new entries and queries get codes of the new encoder, whose queries search the stored ones too. It

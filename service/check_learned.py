@@ -1,13 +1,14 @@
 """Verifies what is kept of learned and forgotten rows."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
-from hashing.checkpoint import load_state
 from hashing.errors import CheckpointError
 from hashing.inference import Encoder
+from hashing.learned_states import load_states
 from index.errors import DamagedGenerationError
 from index.manifest import generation_name, generation_numbers, read_manifest
 from service.dropped_generations import is_dropped
@@ -69,16 +70,22 @@ def _check_active(connection: Connection, record: CacheRecord, active: Encoder) 
             encoders.c.cache_id == record.id, encoders.c.encoder_id == active.encoder_id
         )
     ).scalar()
-    if content is None or active.label_head is None or found.untraced_row_count is None:
+    if content is None or found.untraced_row_count is None:
         return
     try:
-        row_count = load_state(content).row_count
+        states = load_states(content, encoder=active)
     except CheckpointError as error:
         yield f"the learning state of encoder {active.encoder_id}: {error}"
         return
-    known = found.untraced_row_count + sum(
-        row.modality == active.label_head.modality
+    known = Counter(
+        row.modality
         for row in read_learned(connection, record.id, members(connection, record.id, active.encoder_id))
     )
-    if row_count != known:
-        yield f"encoder {active.encoder_id} has learned {row_count} rows, {known} are known"
+    if found.untraced_row_count:  # rows of files are of the first modality with labels
+        known[active.label_modalities[0]] += found.untraced_row_count
+    for modality, state in states.items():
+        if state.row_count != known[modality]:
+            yield (
+                f"encoder {active.encoder_id} has learned {state.row_count} rows of {modality!r},"
+                f" {known[modality]} are known"
+            )

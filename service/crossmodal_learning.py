@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, select
 
-from hashing.checkpoint import dump_state
 from hashing.crossmodal import train_crossmodal
 from hashing.crossmodal_config import CrossModalConfig
 from hashing.errors import TrainingDataError
+from hashing.learned_states import dump_states
 from hashing.trainer import Progress
 from service import registry
 from service.database import reading, writing
@@ -80,14 +80,12 @@ def train_crossmodal_from_store(
         class_codes=issued,
         progress=progress,
     )
-    first = next(iter(rows))
-    state = trained.states.get(first)
     with writing(engine) as connection:
         return registry.register_encoder(
             connection,
             record,
             trained.encoder,
-            learning_state=dump_state(state) if state else None,
+            learning_state=dump_states(trained.states),
             watermark=record.seq,
             learned=teaching,
             read_row_ids=list(chain.from_iterable(own.row_ids for own in rows.values())),

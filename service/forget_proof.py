@@ -1,14 +1,15 @@
 """Proof of a forgetting: what is left equals what never knew the rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
-from hashing.checkpoint import load_encoder, load_state
+from hashing.checkpoint import load_encoder
 from hashing.class_scores import ABSENT_BIAS, ClassHead
-from hashing.label_part import LabelPart
+from hashing.label_part import LabelPart, LearnedState
+from hashing.learned_states import load_states
 from hashing.lifelong import retrained
 from service.learned_rows import LearnedRow, members, read_learned, vectors_and_labels
 from service.records import CacheRecord
@@ -24,7 +25,7 @@ _CHUNK = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelProof:
-    """An encoder's label part against one trained on the rows that it says it has learned, and no others.
+    """A label part of an encoder against one trained on the rows that it says it has learned, and no others.
 
     max_difference: of what the two say of those rows (scores of classes, or label values), over its range.
     query_bits_changed: of those rows' label queries, |h| < 1e-5 excepted. reason: why nothing
@@ -32,16 +33,17 @@ class LabelProof:
     """
 
     encoder_id: str
+    modality: str
     row_count: int
-    max_difference: float | None
-    query_bits_changed: int | None
+    max_difference: float | None = None
+    query_bits_changed: int | None = None
     reason: str = ""
 
     @property
     def problem(self) -> str:
-        """Why the two are not proved to be equal within the tolerance; "": they are, or there is none."""
-        if self.max_difference is None or self.reason:
-            return f"nothing was compared: {self.reason}" if self.reason else ""
+        """Why the two are not proved to be equal within the tolerance; "": they are."""
+        if self.max_difference is None:
+            return f"nothing was compared: {self.reason}"
         if self.max_difference > DIFFERENCE_TOLERANCE or self.query_bits_changed:
             return (
                 f"what it says is off training on the rest by {self.max_difference:.3g}, tolerance"
@@ -60,43 +62,43 @@ class StoredCodes:
     known: NDArray[np.bool_]
 
 
-def prove_label_part(connection: Connection, cache: CacheRecord, encoder_id: str) -> LabelProof:
-    """Train a label part anew on the rows that an encoder's own has learned, and compare.
+def prove_label_parts(connection: Connection, cache: CacheRecord, encoder_id: str) -> tuple[LabelProof, ...]:
+    """Train each label part of an encoder anew on the rows that it has learned, and compare.
 
     Takes O(rows D^2 + D^3). Raises: CheckpointError.
     """
     encoder = load_encoder(read_weights(connection, cache.id, encoder_id))
-    head = encoder.label_head
-    if head is None:
-        return LabelProof(encoder_id=encoder_id, row_count=0, max_difference=None, query_bits_changed=None)
-    rows = [
-        row
-        for row in read_learned(connection, cache.id, members(connection, cache.id, encoder_id))
-        if row.modality == head.modality
-    ]
-    stored = connection.execute(
+    content = connection.execute(
         select(encoders.c.learning_state).where(
             encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder_id
         )
     ).scalar()
-    reason = ""
-    if read_encoder(connection, cache, encoder_id).untraced_row_count != 0:
-        reason = "it has learned rows that the store never had"
-    elif stored is None or not rows:
-        reason = "what it has learned is not kept"
-    if reason or stored is None:
-        return LabelProof(
+    states = load_states(content, encoder=encoder)
+    learned = read_learned(connection, cache.id, members(connection, cache.id, encoder_id))
+    traced = read_encoder(connection, cache, encoder_id).untraced_row_count == 0
+    return tuple(
+        _prove(
+            head,
+            states.get(modality),
+            [row for row in learned if row.modality == modality],
             encoder_id=encoder_id,
-            row_count=len(rows),
-            max_difference=None,
-            query_bits_changed=None,
-            reason=reason,
+            traced=traced,
         )
-    vectors, labels = vectors_and_labels(rows)
-    oracle = retrained(load_state(stored), vectors, labels).head(modality=head.modality)
-    return LabelProof(
-        encoder_id=encoder_id,
-        row_count=len(rows),
+        for modality, head in encoder.label_heads.items()
+    )
+
+
+def _prove(
+    head: LabelPart, state: LearnedState | None, rows: list[LearnedRow], *, encoder_id: str, traced: bool
+) -> LabelProof:
+    proof = LabelProof(encoder_id=encoder_id, modality=head.modality, row_count=len(rows))
+    if not traced:
+        return replace(proof, reason="it has learned rows that the store never had")
+    if state is None or not rows:
+        return replace(proof, reason="what it has learned is not kept")
+    oracle = retrained(state, *vectors_and_labels(rows)).head(modality=head.modality)
+    return replace(
+        proof,
         max_difference=_max_difference(head, oracle, rows),
         query_bits_changed=_query_bits_changed(head, oracle, rows),
     )

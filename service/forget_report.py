@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from service.config import Config
 from service.database import reading
 from service.erasure import ErasedFiles, erase_free_space, erase_generations, had_graph
-from service.forget_proof import LabelProof, StoredCodes, code_bits_changed, prove_label_part, read_codes
+from service.forget_proof import LabelProof, StoredCodes, code_bits_changed, prove_label_parts, read_codes
 from service.forgetting import ForgetSelection, StoreChanges, forget_rows, preview
 from service.generations import Progress
 from service.records import CacheRecord
@@ -117,7 +117,7 @@ def forget(
         proofs = _prove(connection, record, changes) if prove else ()
         changed = _code_bits_changed(connection, record, before)
         kept = _kept(connection, record)
-    problems += [f"encoder {own.encoder_id}: {own.problem}" for own in proofs if own.problem]
+    problems += [f"encoder {own.encoder_id}, {own.modality}: {own.problem}" for own in proofs if own.problem]
     if changed:
         problems.append(f"{changed} bits of stored codes are not those of before")
     rounds_seconds = FOLLOW_ROUNDS * config.refresh.feed_seconds
@@ -138,7 +138,11 @@ def forget(
 def _prove(connection: Connection, record: CacheRecord, changes: StoreChanges) -> tuple[LabelProof, ...]:
     """Proofs of the active encoder and of all that were renewed."""
     asked = [*changes.renewed.values(), *([record.active_encoder_id] if record.active_encoder_id else [])]
-    return tuple(prove_label_part(connection, record, encoder_id) for encoder_id in dict.fromkeys(asked))
+    return tuple(
+        proof
+        for encoder_id in dict.fromkeys(asked)
+        for proof in prove_label_parts(connection, record, encoder_id)
+    )
 
 
 def _code_bits_changed(connection: Connection, record: CacheRecord, before: StoredCodes | None) -> int | None:

@@ -1,16 +1,18 @@
 """Subtract rows from every label part that has learned them: destroy the encoders, renew those that serve."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select, update
 
-from hashing.checkpoint import dump_state, load_encoder, load_state
+from hashing.checkpoint import load_encoder
 from hashing.inference import Encoder
-from hashing.label_part import LearnedState
-from hashing.lifelong import renew_without
+from hashing.label_part import LearnedState, LearnedStates
+from hashing.learned_states import dump_states, load_states
+from hashing.lifelong import renew_encoder
 from service import registry
 from service.learned_rows import (
+    LearnedRow,
     add_members,
     chain_of,
     id_chunks,
@@ -25,17 +27,20 @@ from service.rows import read_encoders, read_weights
 from service.tables import calibrations, encoders, learned_by
 
 REASON = "rows that it had learned were forgotten"
-# Figures of the label part, and of the gate that judged it.
-_LABEL_FIGURES = ("label", "old_map", "new_map", "stored_bits")
+# Figures of label parts, and of the gate that judged them.
+_LABEL_FIGURES = (
+    *("label", "old_map", "new_map", "right_before", "negative_flips", "positive_flips", "query_drift"),
+    "stored_bits",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """An encoder in the place of a destroyed one. state: what its label part was solved from; None: it has
-    none. row_ids: what that label part holds, but for rows that surviving ancestors added."""
+    """An encoder in the place of a destroyed one. states: what its label parts were solved from; empty: it
+    has none. row_ids: what those label parts hold, but for rows that surviving ancestors added."""
 
     encoder: Encoder
-    state: LearnedState | None
+    states: LearnedStates
     row_ids: frozenset[int]
 
 
@@ -111,6 +116,7 @@ def renewal_key(
 def renew(connection: Connection, cache_id: int, key: RenewalKey, *, destroyed: Collection[str]) -> Renewal:
     """The child of an encoder that has not learned the rows; nothing is written.
 
+    Of an encoder of before that kept no state of their modality, that modality's label part goes as a whole.
     Takes O(rows D^2 + D^3). Raises: CheckpointError, TrainingDataError: what is stored is not what was added.
     """
     encoder_id, gone = key
@@ -121,17 +127,16 @@ def renew(connection: Connection, cache_id: int, key: RenewalKey, *, destroyed: 
         )
     ).one()
     removed = read_learned(connection, cache_id, gone)
-    dropped: set[str] = set()
-    state: LearnedState | None = None
-    if encoder.label_head is not None:
-        dropped = {own.modality for own in removed} - {encoder.label_head.modality}
-        if row.learning_state is not None and row.untraced_row_count is not None:
-            state = load_state(row.learning_state)
-            own = [learned for learned in removed if learned.modality == encoder.label_head.modality]
-            if own:
-                vectors, labels = vectors_and_labels(own)
-                state = state.remove(vectors, labels)
-    child = renew_without(encoder, state, dropped=dropped)
+    if row.untraced_row_count is None:
+        states, dropped = {}, set(encoder.label_modalities)
+    else:
+        states = load_states(row.learning_state, encoder=encoder)
+        dropped = {own.modality for own in removed}
+    for modality, state in states.items():
+        own = [learned for learned in removed if learned.modality == modality]
+        if own:
+            states[modality] = _without(state, own)
+    child = renew_encoder(encoder, states, dropped=dropped)
     inherited: set[int] = set().union(
         *(
             own_members(connection, cache_id, ancestor)
@@ -144,7 +149,13 @@ def renew(connection: Connection, cache_id: int, key: RenewalKey, *, destroyed: 
         for learned in read_learned(connection, cache_id, inherited - gone)
         if learned.modality in child.label_modalities
     }
-    return Renewal(child, state if child.label_head is not None else None, frozenset(kept))
+    return Renewal(child, states if child.label_head is not None else {}, frozenset(kept))
+
+
+def _without(state: LearnedState, rows: Sequence[LearnedRow]) -> LearnedState:
+    """The state without these rows; where it has no others, without what rounding left of them."""
+    left = state.remove(*vectors_and_labels(rows))
+    return left if left.row_count else left.emptied()
 
 
 def replace_encoders(
@@ -170,11 +181,11 @@ def replace_encoders(
             connection,
             cache,
             renewal.encoder,
-            learning_state=None if renewal.state is None else dump_state(renewal.state),
+            learning_state=dump_states(renewal.states),
             watermark=destroyed[encoder_id].watermark,
             trusted=registry.trusted_by(connection, cache.id, encoder_id) | {encoder_id},
             state=registry.RETIRED,
-            untraced_row_count=destroyed[encoder_id].untraced_row_count if renewal.state else 0,
+            untraced_row_count=destroyed[encoder_id].untraced_row_count if renewal.states else 0,
             now_ms=now_ms,
         )
         add_members(connection, cache.id, renewal.encoder.encoder_id, renewal.row_ids)
@@ -185,7 +196,11 @@ def replace_encoders(
                 previous_id = None
             registry.make_active(connection, cache, child_id, previous_id=previous_id)
     for encoder_id, record in destroyed.items():
-        figures = {name: v for name, v in record.metrics.items() if not name.startswith(_LABEL_FIGURES)}
+        figures = {
+            name: value
+            for name, value in record.metrics.items()
+            if not name.rpartition(".")[2].startswith(_LABEL_FIGURES)
+        }
         same = (encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder_id)
         connection.execute(
             update(encoders)

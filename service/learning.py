@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Select, select
 
-from hashing.checkpoint import dump_state
 from hashing.config import EncoderConfig
+from hashing.learned_states import dump_states
 from hashing.trainer import Progress, TrainedEncoder, no_progress, train_encoder
 from service import registry
 from service.coding import from_stored, vectors_of
@@ -122,14 +122,13 @@ def keep_encoder(
 
     Raises: PreconditionError: one of them was forgotten since it was read.
     """
-    learning_state = dump_state(trained.state) if trained.state else None
     learned = teaching if trained.state else ()
     with writing(engine) as connection:
         return registry.register_encoder(
             connection,
             record,
             trained.encoder,
-            learning_state=learning_state,
+            learning_state=dump_states(trained.states),
             watermark=watermark,
             learned=learned,
             read_row_ids=read_row_ids,

@@ -1,31 +1,37 @@
 """The update: learns the labelled rows that arrived since the active encoder was trained, and activates the
 result if old rows are found as well as before, on rows that no encoder has seen."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
 
-from hashing.checkpoint import dump_state, load_encoder, load_state
+from hashing.checkpoint import load_encoder
+from hashing.class_codes import ClassCodes
 from hashing.config import EncoderConfig
 from hashing.inference import Encoder
-from hashing.label_gate import LabelGateReport, LabelledRows, evaluate_label_update
-from hashing.label_part import LearnedState, empty_state
-from hashing.lifelong import update_labels
+from hashing.kernel_ridge import DEFAULT_KERNEL
+from hashing.label_part import LearnedStates, empty_state
+from hashing.learned_states import dump_states, kept_modalities, load_states
+from hashing.lifelong import learnable_modalities, update_labels
+from hashing.sealed_tensors import HEADER_LENGTH_BYTES
 from hashing.trainer import Progress, no_progress
 from service import registry
 from service.coding import label_codes_of
 from service.config import UpdateConfig
 from service.database import reading, writing
 from service.learned_rows import read_teaching
-from service.learning import StoredRows, held_out_rows, of_modality, read_rows
+from service.learning import StoredRows, of_modality, read_rows
 from service.records import CacheRecord, Operation
 from service.rows import active_encoder_id, read_cache, read_encoder, read_weights
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
+from service.update_gate import judge_update
+from service.update_rows import read_arrived, watermark_after
 
 MAX_NAMED_LABELS = 100
+_HEADER_BYTES = 2**16  # holds that of states of several modalities; one that names its labels may be longer
+_MOST_HEADER_BYTES = 2**30  # a damaged length is any number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,8 @@ class Unlearned:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateOutcome:
     """What an update did. `encoder_id` None: there was nothing to learn, and `reasons` says why. new_labels:
-    MAX_NAMED_LABELS of them at most; the figures of the gate as in LabelGateReport."""
+    MAX_NAMED_LABELS of them at most; the figures of the gate as in LabelGateReport, of the encoder's first
+    modality with labels, and in other_figures those of the others, as "text.old_map_before"."""
 
     encoder_id: str | None
     accepted: bool
@@ -58,6 +65,7 @@ class UpdateOutcome:
     negative_flips: float | None = None
     positive_flips: float | None = None
     query_drift: float | None = None
+    other_figures: dict[str, float] = field(default_factory=dict)
 
 
 def run_update(
@@ -83,30 +91,39 @@ def run_update(
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
-        encoder, state, watermark = _read_active(connection, record)
+        encoder, states, watermark = _read_active(connection, record)
         class_codes = registry.issued_class_codes(connection, record.id)
-        modality = _label_modality(encoder)
-        query = of_modality(record, modality)
-        learned_to = _watermark_after(connection, query, record, watermark, most=config.max_update_rows)
-        arrived = query.where(entries.c.seq > watermark, entries.c.seq <= learned_to)
+        learnable = learnable_modalities(encoder, states)
+        labelled = {*encoder.label_modalities, *learnable}
+        dims = {own: dim for own, dim in encoder.modalities.items() if own in labelled}
+        first = next(iter(dims))
+        learned_to = watermark_after(
+            connection, record, learnable, after=watermark, most=config.max_update_rows
+        )
         progress("read", 0, 1)
-        fresh = read_rows(connection, arrived.where(entries.c.has_labels), progress=progress)
-        learned, queries = _split(fresh)
-        teaching = read_teaching(connection, record.id, learned.row_ids)
+        arrived = read_arrived(
+            connection,
+            record,
+            dims=dims,
+            learnable=learnable,
+            after=watermark,
+            to=learned_to,
+            config=config,
+            progress=progress,
+        )
+        fresh = {modality: rows.learned for modality, rows in arrived.items() if len(rows)}
+        taught = [row_id for rows in fresh.values() for row_id in rows.row_ids]
+        teaching = read_teaching(connection, record.id, taught)
         unlabelled = read_rows(
             connection,
-            arrived.where(entries.c.has_labels.is_(False)),
+            of_modality(record, first).where(
+                entries.c.seq > watermark, entries.c.seq <= learned_to, entries.c.has_labels.is_(False)
+            ),
             most=config.max_gate_rows,
             progress=progress,
         )
-        old = read_rows(
-            connection,
-            query.where(entries.c.seq <= watermark, entries.c.has_labels),
-            most=config.max_gate_rows,
-            progress=progress,
-        )
-    drift = encoder.drift_score(unlabelled.vectors, modality=modality) if len(unlabelled) else None
-    if not len(fresh):
+    drift = encoder.drift_score(unlabelled.vectors, modality=first) if len(unlabelled) else None
+    if not fresh:
         outcome = UpdateOutcome(
             encoder_id=None,
             accepted=False,
@@ -117,32 +134,18 @@ def run_update(
         with writing(engine) as connection:
             conclude(connection, outcome)
         return outcome
-    if state is None:
-        encoder_config = EncoderConfig(label_bits=record.label_bits)
-        state = empty_state(learned.vectors.shape[1], config=encoder_config, rows=learned.vectors)
-    if class_codes is not None and len(class_codes) > len(state.class_codes):
-        state = state.with_codes(class_codes)  # those of encoders that were rolled back stay issued
     result = update_labels(
         encoder,
-        state,
-        embeddings=learned.vectors,
-        labels=learned.labels,
-        modality=modality,
+        _to_continue(encoder, states, fresh, class_codes=class_codes, label_bits=record.label_bits),
+        embeddings={modality: rows.vectors for modality, rows in fresh.items()},
+        labels={modality: rows.labels for modality, rows in fresh.items()},
         progress=progress,
     )
-    gate = evaluate_label_update(
-        encoder,
-        result.encoder,
-        old_rows=_gate_rows(old, encoder),
-        new_rows=_labelled(learned, queries, most=config.max_gate_rows),
-        map_tolerance=config.max_map_drop,
-        flip_tolerance=config.max_flips,
-        progress=progress,
-    )
+    verdict = judge_update(encoder, result.encoder, arrived, config=config, progress=progress)
     progress("activate", 0, 1)
-    figures = _figures(gate)
-    new_labels = sorted({label for own in learned.labels for label in own} - set(encoder.labels))
-    learning_state = dump_state(result.state) if gate.accepted else None
+    named = {label for rows in fresh.values() for own in rows.labels for label in own}
+    new_labels = sorted(named - set(encoder.labels))
+    learning_state = dump_states(result.states) if verdict.accepted else None
     with writing(engine) as connection:
         registry.lock_still_active(connection, record.id, encoder.encoder_id)
         tx = CacheTransaction.lock(connection, record.id, now_ms=clock())
@@ -154,44 +157,44 @@ def run_update(
             learning_state=learning_state,
             watermark=learned_to,
             trusted=trusted | {encoder.encoder_id},
-            state=registry.CANDIDATE if gate.accepted else registry.REJECTED,
-            reason="; ".join(gate.reasons),
-            metrics=figures | {"stored_bits_changed": float(gate.stored_bits_changed)},
+            state=registry.CANDIDATE if verdict.accepted else registry.REJECTED,
+            reason="; ".join(verdict.reasons),
+            metrics=verdict.figures
+            | verdict.other_figures
+            | {"stored_bits_changed": float(verdict.stored_bits_changed)},
             learned=teaching,
             untraced_row_count=read_encoder(connection, record, encoder.encoder_id).untraced_row_count,
             now_ms=tx.now_ms,
         )
         issued = 0
-        if gate.accepted:
+        if verdict.accepted:
             registry.activate_encoder(
                 connection, record.id, result.encoder.encoder_id, max_live_encoders=max_live_encoders
             )
-            issued = sum(
-                issue_label_codes(tx, result.encoder, modality=labelled)
-                for labelled in result.encoder.label_modalities
-            )
+            issued = issue_label_codes(tx, result.encoder)
         outcome = UpdateOutcome(
             encoder_id=result.encoder.encoder_id,
-            accepted=gate.accepted,
-            reasons=gate.reasons,
-            labelled_row_count=len(learned),
+            accepted=verdict.accepted,
+            reasons=verdict.reasons,
+            labelled_row_count=len(taught),
             unlabelled_row_count=len(unlabelled),
             drift_score=drift,
             new_label_count=len(new_labels),
             new_labels=tuple(new_labels[:MAX_NAMED_LABELS]),
             label_codes_issued=issued,
-            stored_bits_changed=gate.stored_bits_changed,
-            **{name: round(value, 6) for name, value in figures.items()},
+            stored_bits_changed=verdict.stored_bits_changed,
+            other_figures={name: round(value, 6) for name, value in verdict.other_figures.items()},
+            **{name: round(value, 6) for name, value in verdict.figures.items()},
         )
         conclude(connection, outcome)
     return outcome
 
 
-def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) -> int:
+def issue_label_codes(tx: CacheTransaction, encoder: Encoder) -> int:
     """Give label codes to labelled rows that have none; a code that is there stays. Returns how many."""
     query = select(entries.c.id, entries.c.labels).where(
         entries.c.cache_id == tx.cache_id,
-        entries.c.modality == modality,
+        entries.c.modality.in_(tuple(encoder.modalities)),
         entries.c.has_labels,
         entries.c.label_code.is_(None),
     )
@@ -210,8 +213,8 @@ def issue_label_codes(tx: CacheTransaction, encoder: Encoder, *, modality: str) 
 
 
 def read_unlearned(connection: Connection, cache: CacheRecord) -> Unlearned:
-    """Rows that make an update due: labelled, of the encoder's modality, and stored since what it or any
-    encoder that descends from it saw; none without an active encoder. Cost O(labelled rows since).
+    """Rows that make an update due: labelled, of modalities that it would learn, and stored since what the
+    encoder or any that descends from it saw; none without an active encoder. Cost O(labelled rows since).
 
     So a rollback stands: what was learned before it is learned again only by an update that is asked for.
     """
@@ -230,7 +233,9 @@ def read_unlearned(connection: Connection, cache: CacheRecord) -> Unlearned:
     if not waiting.row_count or len(cache.modalities) == 1:
         return waiting  # without reading the encoder
     encoder = load_encoder(read_weights(connection, cache.id, cache.active_encoder_id))
-    of_labels = query.where(entries.c.modality == _label_modality(encoder))
+    header = _state_header(connection, cache.id, cache.active_encoder_id)
+    learnable = learnable_modalities(encoder, kept_modalities(header, encoder=encoder))
+    of_labels = query.where(entries.c.modality.in_(learnable))
     return Unlearned(**connection.execute(of_labels).one()._mapping)
 
 
@@ -274,65 +279,56 @@ def descendants(cache_id: int, encoder_id: str) -> Select[tuple[str]]:
     return select(below.c.encoder_id)
 
 
-def _label_modality(encoder: Encoder) -> str:
-    """The modality whose rows teach labels."""
-    return encoder.label_head.modality if encoder.label_head else next(iter(encoder.projections))
+def _state_header(connection: Connection, cache_id: int, encoder_id: str) -> bytes | None:
+    """What the learning state begins with, which says whose it is; the whole is some 20 MB a modality."""
+    same = (encoders.c.cache_id == cache_id, encoders.c.encoder_id == encoder_id)
+
+    def beginning(size_bytes: int) -> bytes | None:
+        query = select(func.substr(encoders.c.learning_state, 1, size_bytes)).where(*same)
+        found: bytes | None = connection.execute(query).scalar()
+        return found
+
+    content = beginning(_HEADER_BYTES)
+    if content is None:
+        return None
+    needed = HEADER_LENGTH_BYTES + int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
+    return content if needed <= len(content) else beginning(min(needed, _MOST_HEADER_BYTES))
 
 
-def _watermark_after(
-    connection: Connection,
-    query: Select[tuple[int, bytes, list[str]]],
-    record: CacheRecord,
-    watermark: int,
-    *,
-    most: int,
-) -> int:
-    """The seq up to which an update reads, so that it meets at most `most` labelled rows."""
-    seqs = query.with_only_columns(entries.c.seq).where(entries.c.seq > watermark, entries.c.has_labels)
-    beyond = connection.execute(seqs.order_by(entries.c.seq).offset(most).limit(1)).scalar()
-    return record.seq if beyond is None else int(beyond) - 1
-
-
-def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LearnedState | None, int]:
-    """The active encoder, the state to continue from (None: it has learned no labels), and the seq up to
-    which rows were seen."""
+def _read_active(connection: Connection, record: CacheRecord) -> tuple[Encoder, LearnedStates, int]:
+    """The active encoder, the states to continue from, and the seq up to which rows were seen."""
     row = connection.execute(
         select(encoders.c.weights, encoders.c.learning_state).where(
             encoders.c.cache_id == record.id, encoders.c.encoder_id == active_encoder_id(record)
         )
     ).one()
     encoder = load_encoder(row.weights)
-    state = None if row.learning_state is None else load_state(row.learning_state)
-    return encoder, state, _seen_to(connection, record.id, encoder.encoder_id)
+    states = load_states(row.learning_state, encoder=encoder)
+    return encoder, states, _seen_to(connection, record.id, encoder.encoder_id)
 
 
-def _split(rows: StoredRows) -> tuple[StoredRows, StoredRows]:
-    """Rows to learn from, rows to judge by."""
-    held_out = held_out_rows(rows)
-    return rows.take(np.flatnonzero(~held_out).tolist()), rows.take(np.flatnonzero(held_out).tolist())
-
-
-def _gate_rows(rows: StoredRows, encoder: Encoder) -> LabelledRows | None:
-    """Old rows and held-out queries whose classes the encoder knows."""
-    known = set(encoder.labels)
-    kept = rows.take([i for i, own in enumerate(rows.labels) if known.issuperset(own)])
-    learned, queries = _split(kept)
-    if not len(learned):
-        return None
-    return _labelled(learned, queries)
-
-
-def _labelled(learned: StoredRows, queries: StoredRows, *, most: int | None = None) -> LabelledRows:
-    """Rows and queries for the gate, evenly spread ones where there are over `most`."""
-    if most is not None:
-        learned, queries = (
-            rows.take(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int).tolist())
-            for rows in (learned, queries)
-        )
-    return LabelledRows(learned.vectors, learned.labels, queries.vectors, queries.labels)
-
-
-def _figures(gate: LabelGateReport) -> dict[str, float]:
-    """What the gate has measured, by name."""
-    measured = {name: value for name, value in asdict(gate).items() if isinstance(value, float)}
-    return {name: value for name, value in measured.items() if not np.isnan(value)}
+def _to_continue(
+    encoder: Encoder,
+    states: LearnedStates,
+    fresh: Mapping[str, StoredRows],
+    *,
+    class_codes: ClassCodes | None,
+    label_bits: int,
+) -> LearnedStates:
+    """The states, and the beginning of one for each modality of which rows arrived and none was kept."""
+    begun = dict(states)
+    for modality, rows in fresh.items():
+        if modality in states:
+            continue
+        config = EncoderConfig(label_bits=label_bits)
+        if encoder.cross_part is not None:  # as training across modalities makes label parts
+            ridge = DEFAULT_KERNEL.ridge * len(rows)
+            config = replace(config, label_method="regression", gamma=DEFAULT_KERNEL.gamma, ridge=ridge)
+        begun[modality] = empty_state(encoder.modalities[modality], config=config, rows=rows.vectors)
+    if class_codes is None:
+        return begun
+    # Those of encoders that were rolled back stay issued.
+    return {
+        modality: state.with_codes(class_codes) if len(class_codes) > len(state.class_codes) else state
+        for modality, state in begun.items()
+    }

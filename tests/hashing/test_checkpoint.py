@@ -160,9 +160,11 @@ def test_regression_of_format_4_is_read_and_goes_on_learning() -> None:
     assert isinstance(state, LabelState) and isinstance(encoder.label_head, LabelHead)
     np.testing.assert_allclose(state.solve(), encoder.label_head.weight, atol=1e-6)
     rows = np.eye(3, dtype=np.float32)
-    updated = update_labels(encoder, state, embeddings=rows[:1], labels=[["new"]])
-    assert isinstance(updated.encoder.label_head, LabelHead) and updated.state.row_count == 7
-    assert load_state(dump_state(updated.state)).class_codes.labels == ("a", "b", "ü", "new")
+    updated = update_labels(
+        encoder, {"text": state}, embeddings={"text": rows[:1]}, labels={"text": [["new"]]}
+    )
+    assert isinstance(updated.encoder.label_head, LabelHead) and updated.states["text"].row_count == 7
+    assert load_state(dump_state(updated.states["text"])).class_codes.labels == ("a", "b", "ü", "new")
 
 
 def test_tower_in_a_file_of_format_2_is_refused(with_tower: Encoder) -> None:

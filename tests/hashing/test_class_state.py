@@ -283,11 +283,13 @@ def test_encoder_survives_the_round_trip_and_its_update(draw_clusters) -> None:
     loaded = load_encoder(dump_encoder(trained.encoder))
     assert loaded.encoder_id == trained.encoder.encoder_id
     np.testing.assert_array_equal(loaded.label_values(rows), trained.encoder.label_values(rows))
-    result = update_labels(loaded, trained.state, embeddings=new, labels=[["new"]] * 40)
+    result = update_labels(loaded, trained.states, embeddings={"text": new}, labels={"text": [["new"]] * 40})
     codes = np.where(result.encoder.class_bits([[name] for name in result.encoder.labels]), 1, -1)
     best = (result.encoder.label_values(new) @ codes.T).argmax(axis=1)
     assert np.mean(best == result.encoder.labels.index("new")) > 0.9
-    head = renew_encoder(result.encoder, result.state.remove(new, [["new"]] * 40)).label_head
+    head = renew_encoder(
+        result.encoder, {"text": result.states["text"].remove(new, [["new"]] * 40)}
+    ).label_head
     expected = trained.encoder.label_head.scores(rows)
     np.testing.assert_allclose(head.scores(rows)[:, :5], expected, atol=1e-3 * np.ptp(expected))
 

@@ -20,7 +20,6 @@ from hashing import (
     dump_encoder,
     load_encoder,
     train_crossmodal,
-    update_crossmodal,
     update_labels,
 )
 from hashing.class_codes import ClassCodes
@@ -184,12 +183,17 @@ def test_radii_hold_for_either_modality(by_labels) -> None:
             assert np.mean(hamming[within] <= encoder.radii(threshold)[128]) > 0.98
 
 
-def test_update_keeps_the_cross_part_and_issued_codes(by_labels) -> None:
+def test_update_keeps_queries_between_modalities_and_issued_codes(by_labels) -> None:
     rows, _ = draw_views(60, seed=3)
     updated = update_labels(
-        by_labels.encoder, by_labels.states["image"], embeddings=rows["image"], labels=[["new"]] * 60
+        by_labels.encoder,
+        by_labels.states,
+        embeddings={"image": rows["image"]},
+        labels={"image": [["new"]] * 60},
     ).encoder
-    assert updated.cross_part is by_labels.encoder.cross_part
+    assert updated.cross_part.queries == by_labels.encoder.cross_part.queries
+    issued = [[label] for label in by_labels.encoder.labels]
+    np.testing.assert_array_equal(updated.class_bits(issued), by_labels.encoder.class_bits(issued))
     assert updated.instance_id == by_labels.encoder.instance_id
     assert updated.label_modalities == ("image", "text") and updated.labels[-1] == "new"
     assert load_encoder(dump_encoder(updated)).encoder_id == updated.encoder_id
@@ -204,7 +208,12 @@ def test_rows_of_one_modality_are_learned_as_if_they_had_been_there_from_the_sta
         config=config_of(),
         labels=dict.fromkeys(rows, labels[:300]),
     )
-    updated = update_crossmodal(start, embeddings=rows[modality][300:], labels=late, modality=modality)
+    updated = update_labels(
+        start.encoder,
+        start.states,
+        embeddings={modality: rows[modality][300:]},
+        labels={modality: late},
+    )
     together = start.states[modality].add(rows[modality][300:], late)
     np.testing.assert_allclose(updated.states[modality].solve(), together.solve(), atol=1e-5)
     assert updated.encoder.parent_id == start.encoder.encoder_id
@@ -220,9 +229,16 @@ def test_rows_of_one_modality_are_learned_as_if_they_had_been_there_from_the_sta
 def test_update_of_an_unknown_modality_or_without_labels_is_refused(by_labels, views) -> None:
     rows = views[0]["image"][:3]
     with pytest.raises(UnknownModalityError, match="sound"):
-        update_crossmodal(by_labels, embeddings=rows, labels=[["c1"]] * 3, modality="sound")
+        update_labels(
+            by_labels.encoder,
+            by_labels.states,
+            embeddings={"sound": rows},
+            labels={"sound": [["c1"]] * 3},
+        )
     with pytest.raises(NothingToLearnError):
-        update_crossmodal(by_labels, embeddings=rows, labels=[[]] * 3, modality="image")
+        update_labels(
+            by_labels.encoder, by_labels.states, embeddings={"image": rows}, labels={"image": [[]] * 3}
+        )
 
 
 def test_pairs_alone_teach_which_rows_belong_together() -> None:

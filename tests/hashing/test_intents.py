@@ -41,9 +41,12 @@ def test_ten_domains_in_steps_reach_the_map_of_training_at_once(intents) -> None
     for names in domains.values():
         step = train[np.isin(intent[train], names)]
         result = update_labels(
-            encoder, state, embeddings=rows[step], labels=[[name] for name in intent[step]]
+            encoder,
+            {"text": state},
+            embeddings={"text": rows[step]},
+            labels={"text": [[name] for name in intent[step]]},
         )
-        encoder, state = result.encoder, result.state
+        encoder, state = result.encoder, result.states["text"]
     stored = LabelledRows(
         rows[train], [[name] for name in intent[train]], rows[test], [[name] for name in intent[test]]
     )

@@ -18,7 +18,7 @@ from hashing import (
     train_encoder,
     update_labels,
 )
-from hashing.lifelong import renew_without, retrained
+from hashing.lifelong import retrained
 from hashing.metrics import ClassRetrieval
 
 
@@ -45,7 +45,9 @@ def test_update_equals_training_on_old_and_new_together(
     trained: TrainedEncoder, new_domain, draw_clusters, small_config
 ) -> None:
     rows, labels = draw_clusters(class_count=8, rows_per_class=75)
-    result = update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1])
+    result = update_labels(
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
+    )
     together = LabelState.empty(32, config=small_config)
     together = together.add(np.concatenate([rows, new_domain[0]]), [*labels, *new_domain[1]])
     assert result.encoder.labels == together.class_codes.labels
@@ -57,14 +59,16 @@ def test_update_in_blocks_of_rows_learns_what_one_block_does(
     trained: TrainedEncoder, new_domain, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     rows, labels = new_domain[0], [[], *new_domain[1][1:]]
-    at_once = update_labels(trained.encoder, trained.state, embeddings=rows, labels=labels)
+    at_once = update_labels(
+        trained.encoder, trained.states, embeddings={"text": rows}, labels={"text": labels}
+    )
     monkeypatch.setattr("hashing.lifelong.LEARN_ROWS", block)
     told: list[tuple[str, int, int]] = []
     in_blocks = update_labels(
         trained.encoder,
-        trained.state,
-        embeddings=rows,
-        labels=labels,
+        trained.states,
+        embeddings={"text": rows},
+        labels={"text": labels},
         progress=lambda *at: told.append(at),
     )
     assert told == [*(("learn", done, 119) for done in range(0, 119, block)), ("learn", 119, 119)]
@@ -79,7 +83,7 @@ def test_judging_tells_the_queries_of_all_four_measurements(
     trained: TrainedEncoder, new_domain, old_rows: LabelledRows
 ) -> None:
     new = update_labels(
-        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
     ).encoder
     told: list[tuple[str, int, int]] = []
     new_rows = LabelledRows(*new_domain, new_domain[0][:9], new_domain[1][:9])
@@ -91,7 +95,9 @@ def test_judging_tells_the_queries_of_all_four_measurements(
 
 def test_update_keeps_instance_part_and_names_the_parent(trained: TrainedEncoder, new_domain) -> None:
     old = trained.encoder
-    new = update_labels(old, trained.state, embeddings=new_domain[0], labels=new_domain[1]).encoder
+    new = update_labels(
+        old, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
+    ).encoder
     assert (new.parent_id, new.instance_id) == (old.encoder_id, old.instance_id)
     assert new.encoder_id != old.encoder_id
     assert new.radius_table == old.radius_table
@@ -99,34 +105,42 @@ def test_update_keeps_instance_part_and_names_the_parent(trained: TrainedEncoder
 
 def test_update_keeps_issued_class_codes(trained: TrainedEncoder, new_domain) -> None:
     old = trained.encoder
-    new = update_labels(old, trained.state, embeddings=new_domain[0], labels=new_domain[1]).encoder
+    new = update_labels(
+        old, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
+    ).encoder
     issued = [[label] for label in old.labels]
     np.testing.assert_array_equal(new.class_bits(issued), old.class_bits(issued))
 
 
 def test_update_changes_neither_argument(trained: TrainedEncoder, new_domain) -> None:
     encoder_id, row_count = trained.encoder.encoder_id, trained.state.row_count
-    update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1])
+    update_labels(
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
+    )
     assert (trained.encoder.encoder_id, trained.state.row_count) == (encoder_id, row_count)
 
 
 def test_report_counts_rows_and_names_new_labels(trained: TrainedEncoder, new_domain) -> None:
     labels = [[], *new_domain[1][1:]]
-    report = update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=labels).report
+    report = update_labels(
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": labels}
+    ).report
     assert (report.row_count, report.skipped_row_count) == (119, 1)
     assert report.new_labels == tuple(dict.fromkeys(label for own in labels for label in own))
 
 
 @pytest.mark.parametrize("label", ["c0", "never seen"])
 def test_single_row_is_enough(trained: TrainedEncoder, new_domain, label: str) -> None:
-    result = update_labels(trained.encoder, trained.state, embeddings=new_domain[0][:1], labels=[[label]])
-    assert result.state.row_count == 601
+    result = update_labels(
+        trained.encoder, trained.states, embeddings={"text": new_domain[0][:1]}, labels={"text": [[label]]}
+    )
+    assert result.states["text"].row_count == 601
     assert label in result.encoder.labels
 
 
 def test_child_drops_metrics_of_the_parents_label_part(trained: TrainedEncoder, new_domain) -> None:
     metrics = update_labels(
-        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
     ).encoder.metrics
     assert "label_map" not in metrics
     assert metrics["labelled_row_count"] == 720
@@ -139,7 +153,7 @@ def test_first_labels_give_an_unlabelled_encoder_its_label_part(
     unlabelled = train_encoder(new_domain[0], config=small_config, modality="image").encoder
     state = LabelState.empty(32, config=small_config)
     result = update_labels(
-        unlabelled, state, embeddings=new_domain[0], labels=new_domain[1], modality="image"
+        unlabelled, {"image": state}, embeddings={"image": new_domain[0]}, labels={"image": new_domain[1]}
     )
     assert result.encoder.label_head.modality == "image"
     assert set(result.encoder.labels) == {"c8", "c9", "c10", "c11"}
@@ -149,12 +163,16 @@ def test_first_labels_of_an_unknown_modality_are_refused(new_domain, small_confi
     unlabelled = train_encoder(new_domain[0], config=small_config, modality="image").encoder
     state = LabelState.empty(32, config=small_config)
     with pytest.raises(UnknownModalityError):
-        update_labels(unlabelled, state, embeddings=new_domain[0], labels=new_domain[1])
+        update_labels(
+            unlabelled, {"text": state}, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
+        )
 
 
 def test_update_without_a_label_says_there_is_nothing_to_learn(trained: TrainedEncoder, new_domain) -> None:
     with pytest.raises(NothingToLearnError, match="without labels there is nothing to learn") as caught:
-        update_labels(trained.encoder, trained.state, embeddings=new_domain[0], labels=[[]] * 120)
+        update_labels(
+            trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": [[]] * 120}
+        )
     assert caught.value.row_count == 120
 
 
@@ -166,18 +184,23 @@ def test_state_of_another_encoder_is_refused(
 ) -> None:
     foreign = LabelState.empty(32, config=replace(small_config, **change))
     with pytest.raises(StateMismatchError, match=message):
-        update_labels(trained.encoder, foreign, embeddings=new_domain[0], labels=new_domain[1])
+        update_labels(
+            trained.encoder,
+            {"text": foreign},
+            embeddings={"text": new_domain[0]},
+            labels={"text": new_domain[1]},
+        )
 
 
 def test_state_of_another_width_is_refused(new_domain, small_config: EncoderConfig) -> None:
     unlabelled = train_encoder(new_domain[0], config=small_config).encoder
     with pytest.raises(StateMismatchError, match="16 dimensions against 32"):
-        renew_encoder(unlabelled, LabelState.empty(16, config=small_config))
+        renew_encoder(unlabelled, {"text": LabelState.empty(16, config=small_config)})
 
 
 def test_forgetting_a_class_leaves_the_others(trained: TrainedEncoder, old_rows: LabelledRows) -> None:
     rows, labels = _of_classes(old_rows.embeddings, old_rows.labels, {"c3"})
-    forgotten = renew_encoder(trained.encoder, trained.state.remove(rows, labels))
+    forgotten = renew_encoder(trained.encoder, {"text": trained.state.remove(rows, labels)})
     queries, _ = _of_classes(old_rows.query_embeddings, old_rows.query_labels, {"c3"})
     signs = np.where(forgotten.class_bits([[label] for label in forgotten.labels]), 1, -1)
     best = np.argmax(forgotten.label_values(queries) @ signs.T, axis=1)
@@ -198,20 +221,21 @@ def test_retrained_state_is_that_of_the_rows_alone(trained: TrainedEncoder, old_
 def test_child_of_a_label_part_without_rows_has_none(
     trained: TrainedEncoder, old_rows: LabelledRows, nothing: str
 ) -> None:
-    state = None if nothing == "no state" else retrained(trained.state, old_rows.embeddings[:0], [])
-    child = renew_without(trained.encoder, state)
+    empty = retrained(trained.state, old_rows.embeddings[:0], [])
+    states = {} if nothing == "no state" else {"text": empty}
+    child = renew_encoder(trained.encoder, states, dropped={"text"})
     assert (child.label_head, child.parent_id) == (None, trained.encoder.encoder_id)
     assert child.instance_id == trained.encoder.instance_id
     assert not [name for name in child.metrics if name.startswith("label")]
-    with_rows = renew_without(trained.encoder, trained.state)
-    assert with_rows.encoder_id == renew_encoder(trained.encoder, trained.state).encoder_id
+    kept = renew_encoder(trained.encoder, {}).label_head
+    np.testing.assert_array_equal(kept.weight, trained.encoder.label_head.weight)
 
 
 def test_gate_accepts_an_update_that_forgets_nothing(
     trained: TrainedEncoder, new_domain, old_rows: LabelledRows, draw_clusters
 ) -> None:
     new = update_labels(
-        trained.encoder, trained.state, embeddings=new_domain[0], labels=new_domain[1]
+        trained.encoder, trained.states, embeddings={"text": new_domain[0]}, labels={"text": new_domain[1]}
     ).encoder
     queries = _of_classes(
         *draw_clusters(class_count=12, rows_per_class=10, seed=9), {"c8", "c9", "c10", "c11"}
@@ -333,7 +357,10 @@ def test_gate_counts_answers_that_turn_among_all_rows(
         [["again"]] * len(of_first),
     )
     new = update_labels(
-        trained.encoder, trained.state, embeddings=renamed.embeddings, labels=renamed.labels
+        trained.encoder,
+        trained.states,
+        embeddings={"text": renamed.embeddings},
+        labels={"text": renamed.labels},
     ).encoder
     report = evaluate_label_update(
         trained.encoder, new, old_rows=old_rows, new_rows=renamed, map_tolerance=1.0

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from store_rows import StoreCache, new_entry
 
-from hashing.checkpoint import load_encoder, load_state
+from hashing.checkpoint import load_encoder
 from hashing.class_scores import ABSENT_BIAS, ClassHead
 from hashing.inference import Encoder
-from hashing.label_part import LearnedState
+from hashing.label_part import LearnedStates
+from hashing.learned_states import load_states
 from service import forget_report, store, tables
 from service.coding import code_rows, from_stored
 from service.config import Config
@@ -97,22 +98,22 @@ def count_rows(cache: StoreCache, table: str) -> int:
         return int(connection.execute(query).scalar_one())
 
 
-def stored_state(cache: StoreCache, encoder_id: str) -> LearnedState | None:
-    """The learning state of an encoder."""
+def stored_states(cache: StoreCache, encoder_id: str) -> LearnedStates:
+    """The learning states of an encoder, by modality."""
     columns = tables.encoders.c
     with reading(cache.engine) as connection:
         query = select(columns.learning_state).where(
             columns.cache_id == cache.id, columns.encoder_id == encoder_id
         )
         content = connection.execute(query).scalar()
-    return None if content is None else load_state(content)
+    return load_states(content, encoder=encoder_of(cache, encoder_id))
 
 
 def scores_off(cache: StoreCache, vectors: dict[str, bytes], labels: dict[str, tuple[str, ...]]) -> float:
     """How far the active label part is off one trained on these rows alone, over the range of its scores."""
     head = encoder_of(cache).label_head
-    state = stored_state(cache, str(active_id(cache)))
-    assert isinstance(head, ClassHead) and state is not None
+    state = stored_states(cache, str(active_id(cache)))["text"]
+    assert isinstance(head, ClassHead)
     names = sorted(vectors)
     rows = from_stored(np.stack([np.frombuffer(vectors[name], dtype=np.float16) for name in names]))
     alone = state.emptied().add(rows, [labels[name] for name in names]).head(modality="text")

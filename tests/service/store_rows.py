@@ -1,7 +1,7 @@
 """Caches and entries for tests of the store, and what must hold of the store after anything."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -82,15 +82,17 @@ class StoreCache:
             assert not policy.max_bytes or category.size_bytes <= policy.max_bytes
 
 
-def make_cache(engine: Engine, *, dim: int = DIM) -> StoreCache:
-    """A new cache under a name of its own."""
+def make_cache(
+    engine: Engine, *, dim: int = DIM, modalities: Mapping[str, int] | None = None, code_bits: int = 64
+) -> StoreCache:
+    """A new cache under a name of its own. modalities: with their dimensions; None: text of `dim`."""
     name = f"cache-{secrets.token_hex(6)}"
     with writing(engine) as connection:
         made = registry.create_cache(
             connection,
             name,
-            modalities={"text": ModalitySpec(dim=dim)},
-            code_bits=64,
+            modalities={name: ModalitySpec(dim=own) for name, own in (modalities or {"text": dim}).items()},
+            code_bits=code_bits,
             label_bits=64,
             description="",
             now_ms=0,

@@ -270,13 +270,14 @@ def test_nothing_in_common_is_said(lone_config: Config, lone_door_client: Client
     engine.dispose()
 
 
-def test_update_issues_label_codes_of_both_modalities(lone_config: Config, lone_door_client: Client) -> None:
+def test_update_teaches_both_modalities_a_new_label(lone_config: Config, lone_door_client: Client) -> None:
     client = lone_door_client
     fill(client, cache="updated")
     train(lone_config, client, cache="updated")
     rng = np.random.default_rng(5)
+    centres = {modality: rng.standard_normal(dim) for modality, dim in DIMS.items()}
     for modality, dim in DIMS.items():
-        centre = rng.standard_normal(dim)
+        centre = centres[modality]
         client.batch_store(
             "updated",
             [
@@ -300,3 +301,14 @@ def test_update_issues_label_codes_of_both_modalities(lone_config: Config, lone_
     assert outcome.accepted, outcome.reasons
     assert outcome.new_labels == ("late",)
     assert outcome.label_codes_issued == 40
+    wanted = {target: {f"{target}-late-{i}" for i in range(20)} for target in DIMS}
+
+    def found(source: str, target: str) -> set[str]:
+        query = centres[source] + 0.2 * rng.standard_normal(DIMS[source])
+        asked = {"modality": source, "target_modality": target, "by_label": True, "top_k": 20}
+        return set(ids(client.search("updated", embedding=query, **asked)))
+
+    eventually(lambda: found("text", "text") == wanted["text"])  # the server takes the new encoder over
+    for source in DIMS:
+        for target in DIMS:
+            assert found(source, target) == wanted[target]

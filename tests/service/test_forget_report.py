@@ -313,7 +313,7 @@ def test_changed_code_bits_are_counted(lone_cache: StoreCache, config: Config) -
     assert code_bits_changed(before, before, code_bits=record.code_bits) == 0
 
 
-def test_rows_of_a_second_modality_take_its_class_queries_with_them(lone_cache: StoreCache) -> None:
+def test_rows_of_a_second_modality_are_subtracted_and_proved(lone_cache: StoreCache, config: Config) -> None:
     with writing(lone_cache.engine) as connection:
         made = registry.create_cache(
             connection,
@@ -345,9 +345,16 @@ def test_rows_of_a_second_modality_take_its_class_queries_with_them(lone_cache: 
     assert encoder_of(art).label_modalities == ("text", "image")
     forget_in_store(art, names=of_text[:1])
     assert encoder_of(art).label_modalities == ("text", "image")
-    forget_in_store(art, names=of_image[:1])
-    assert encoder_of(art).label_modalities == ("text",)
-    assert learned_names(art) == of_text[1:]
-    forget_in_store(art, names=of_text)
+    report = forget_all(art, config, *of_image[:2], prove=True)
+    assert encoder_of(art).label_modalities == ("text", "image")
+    assert learned_names(art) == sorted((*of_text[1:], *of_image[2:]))
+    assert [(own.modality, own.row_count) for own in report.proofs] == [
+        ("text", len(of_text) - 1),
+        ("image", len(of_image) - 2),
+    ]
+    assert (report.problems, report.query_bits_changed, report.code_bits_changed) == ((), 0, 0)
+    report = forget_all(art, config, *of_text, prove=True)
+    assert ([own.modality for own in report.proofs], report.problems) == (["image"], ())
+    forget_in_store(art, names=of_image)
     assert (encoder_of(art).label_modalities, learned_names(art)) == ((), [])
     assert encoder_of(art).can_cross("text", target="image")

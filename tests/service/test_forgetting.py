@@ -15,12 +15,12 @@ from forgotten_rows_at_work import (
     put,
     record_of,
     scores_off,
-    stored_state,
+    stored_states,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning_rows import DIM, ENCODER, activate, active_id, encoders, learn, train
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 from store_rows import StoreCache, make_cache
 
 import service.learning as learning
@@ -34,11 +34,11 @@ from service.check import check_cache
 from service.config import Config, SearchConfig, StoreConfig
 from service.database import reading, writing
 from service.errors import InvalidRequestError, NotFoundError, PreconditionError
-from service.forget_proof import prove_label_part
+from service.forget_proof import LabelProof, prove_label_parts
 from service.forgetting import ForgetSelection, preview
 from service.learning import keep_encoder
 from service.replica import CacheReplica
-from service.rows import read_cache, read_weights
+from service.rows import read_weights
 from service.stand_ins import stand_ins
 
 A, B, C = (tuple(f"{label}{i}" for i in range(12)) for label in "abc")
@@ -73,6 +73,11 @@ def rows_by_name(cache: StoreCache) -> tuple[dict[str, bytes], dict[str, tuple[s
 
 def taken(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: values[name] for name in names}
+
+
+def prove_one(connection: Connection, cache: StoreCache, encoder_id: str) -> LabelProof:
+    (proof,) = prove_label_parts(connection, record_of(cache), encoder_id)
+    return proof
 
 
 def problems(cache: StoreCache, config_of: Callable[[StoreConfig], Config], folder: object) -> str:
@@ -283,7 +288,7 @@ def test_a_rejected_update_is_destroyed_too(cache: StoreCache, monkeypatch: pyte
     first = str(active_id(cache))
     put(cache, faq, "c", *C)
     refusal = LabelGateReport(reasons=("worse",))
-    monkeypatch.setattr(update, "evaluate_label_update", lambda *_, **__: refusal)
+    monkeypatch.setattr("service.update_gate.evaluate_label_update", lambda *_, **__: refusal)
     rejected = str(learn(cache).encoder_id)
     assert encoders(cache)[rejected].state == registry.REJECTED
     of_rejected = next(name for name in learned_names(cache, rejected) if name in C)
@@ -324,7 +329,7 @@ def test_with_all_labels_forgotten_there_is_no_label_part_until_new_ones_arrive(
     put(cache, faq, "", *(f"plain{i}" for i in range(4)), coded=True)
     forget(cache, names=learned_names(cache))
     child = encoder_of(cache)
-    assert (child.label_head, stored_state(cache, child.encoder_id)) == (None, None)
+    assert (child.label_head, stored_states(cache, child.encoder_id)) == (None, {})
     assert problems(cache, config_of, tmp_path) == ""  # rows held out of learning keep their label codes
     forget(cache, labels=["a", "b"])
     put(cache, faq, "c", *C)
@@ -349,7 +354,7 @@ def test_codes_that_no_surviving_encoder_may_search_get_a_renewed_one(
     with reading(cache.engine) as connection:
         assert stand_ins(connection, cache.id) == changes.renewed
         for child in changes.renewed.values():
-            assert prove_label_part(connection, read_cache(connection, cache.name), child).problem == ""
+            assert prove_one(connection, cache, child).problem == ""
     replica = CacheReplica(cache.engine, record_of(cache), search=SearchConfig(), data_dir=str(tmp_path))
     row = next(row for row in cache.entries() if row.name == "old1")
     query = np.frombuffer(vectors["old1"], dtype=np.float16).astype(np.float32)
@@ -377,8 +382,7 @@ def test_any_order_of_updates_and_forgettings_equals_training_on_the_rest(
             forget(cache, names=draw.sample(sorted(learned_names(cache)), 3))
     learned = learned_names(cache)
     assert scores_off(cache, taken(vectors, learned), labels) < 1e-5
-    state = stored_state(cache, str(active_id(cache)))
-    assert state is not None and state.row_count == len(learned)
+    assert stored_states(cache, str(active_id(cache)))["text"].row_count == len(learned)
 
 
 def test_a_preview_says_what_forgetting_does_and_changes_nothing(cache: StoreCache) -> None:
@@ -529,17 +533,17 @@ def test_rows_of_files_stay_in_the_label_part_and_are_counted(cache: StoreCache)
     learn(cache)
     forget(cache, names=learned_names(cache)[:1])
     made = str(active_id(cache))
-    state = stored_state(cache, made)
+    state = stored_states(cache, made)["text"]
     assert encoders(cache)[made].untraced_row_count == 24
-    assert state is not None and state.row_count == 24 + len(learned_names(cache))
+    assert state.row_count == 24 + len(learned_names(cache))
     with reading(cache.engine) as connection:
-        assert "never had" in prove_label_part(connection, record_of(cache), made).problem
+        assert "never had" in prove_one(connection, cache, made).problem
 
 
 def test_a_proof_names_a_label_part_that_holds_more_than_it_says(cache: StoreCache) -> None:
     taught(cache)
     with reading(cache.engine) as connection:
-        assert prove_label_part(connection, record_of(cache), str(active_id(cache))).problem == ""
+        assert prove_one(connection, cache, str(active_id(cache))).problem == ""
     with writing(cache.engine) as connection:
         columns = tables.learned_by.c
         some = (
@@ -547,7 +551,7 @@ def test_a_proof_names_a_label_part_that_holds_more_than_it_says(cache: StoreCac
         )
         connection.execute(tables.learned_by.delete().where(columns.row_id == some))
     with reading(cache.engine) as connection:
-        proof = prove_label_part(connection, record_of(cache), str(active_id(cache)))
+        proof = prove_one(connection, cache, str(active_id(cache)))
     assert "off training on the rest" in proof.problem
 
 
@@ -586,7 +590,7 @@ def test_a_check_names_forgotten_and_miscounted_rows(
     found = problems(cache, config_of, tmp_path)
     assert "1 rows of entries were forgotten" in found
     assert "1 rows of learned_rows were forgotten" in found
-    assert "rows, " in found and "are known" in found
+    assert "rows of 'text', " in found and "are known" in found
 
 
 def test_the_same_encoder_trained_again_takes_the_place_of_the_destroyed_one(cache: StoreCache) -> None:
