@@ -34,7 +34,7 @@ COMPACT_MIN_DEAD = 1_024  # tombstones of a growing segment that are never worth
 class VectorIndex:
     """All rows of one cache. Nothing is shared between caches, and a search touches only asked partitions.
 
-    One writer at a time (`apply` and `drop_category` take the lock); searches take none: they read one
+    One writer at a time (`apply` and `drop_...` take the lock); searches take none: they read one
     immutable tuple of segments per partition. A search that runs while a row is replaced may see the old row,
     the new one or neither, never both, and it never returns a row whose deletion had been applied before it
     began.
@@ -118,6 +118,12 @@ class VectorIndex:
         """Forget all partitions of a category; no error when there is none."""
         with self._lock:
             for partition in [partition for partition in self._segments if partition[0] == category_id]:
+                del self._segments[partition]
+
+    def drop_modality(self, modality: str) -> None:
+        """Forget all partitions of a modality; no error when there is none."""
+        with self._lock:
+            for partition in [partition for partition in self._segments if partition[1] == modality]:
                 del self._segments[partition]
 
     def find_fingerprint(self, partition: Partition, key: Fingerprint, *, now_ms: int) -> Match | None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "train-verifier": "scripts.train_verifier",
     "build": "scripts.build_index",
     "update": "scripts.update_encoder",
+    "migrate-embedder": "scripts.migrate_embedder",
     "worker": "scripts.run_worker",
     "encoders": "scripts.list_encoders",
     "jobs": "scripts.list_jobs",
@@ -39,7 +40,8 @@ nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
   use         store, lookup, search        (speak to a running server)
-  operate     train, train-verifier, build, update, worker, jobs, encoders, categories, forget, check
+  operate     train, train-verifier, build, update, migrate-embedder, worker, jobs, encoders, categories,
+              forget, check
                                            (work on the database and index files)
   see         demo, demo-crossmodal, bench
 """

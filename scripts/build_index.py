@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--category", default="default", help="of rows that name none (default %(default)s)")
     parser.add_argument("--rename", action="append", default=[], metavar="COLUMN=NAME", help="repeatable")
     parser.add_argument("--texts", type=Path, metavar="FILE.txt", help="line i is the text of row i")
-    parser.add_argument("--embedder-id", default="", help="model that made the embeddings, for a new cache")
+    parser.add_argument("--embedder-id", default="", help="model that made the embeddings")
     parser.add_argument("--code-bits", type=int, default=256, help="for a new cache (default %(default)s)")
     parser.add_argument("--label-bits", type=int, default=64, help="for a new cache (default %(default)s)")
     parser.add_argument(

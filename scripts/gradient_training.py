@@ -20,6 +20,7 @@ from service.database import reading
 from service.learning import StoredRows, keep_encoder, read_training_rows
 from service.records import CacheRecord, EncoderRecord
 from service.registry import issued_class_codes
+from service.spaces import current_space
 
 if TYPE_CHECKING:
     from hashing.deep.text_training import TrainedTextTower
@@ -120,9 +121,7 @@ def train_by_gradient(
         reads_labels=losses.of_labels or losses.matches.likelihood > 0,
     )
     for modality, embeddings in training_set.embeddings.items():
-        spec = cache.modalities.get(modality)
-        if spec is None:
-            raise CommandError(f"cache {cache.name} has no modality {modality!r}")
+        spec = cache.modalities[modality]
         if embeddings.shape[0] and embeddings.shape[1] != spec.dim:
             raise CommandError(
                 f"embeddings of {modality} are {list(embeddings.shape)}, the cache's are [n, {spec.dim}]"
@@ -176,9 +175,7 @@ def train_text_encoder(
 
     The cache's embeddings must be the tower's own. Raises: CommandError; HashingError.
     """
-    spec = cache.modalities.get(arguments.modality)
-    if spec is None:
-        raise CommandError(f"cache {cache.name} has no modality {arguments.modality!r}")
+    spec = cache.modalities[arguments.modality]
     if spec.embedder_id:
         raise CommandError(
             f"cache {cache.name} holds embeddings of {spec.embedder_id}, a new tower makes others: train"
@@ -230,7 +227,7 @@ def _training_set(
     from hashing.deep.training_set import TrainingSet
 
     views = _views(arguments.views)
-    rows = _rows_by_modality(arguments)
+    rows = _rows_by_modality(cache, arguments)
     main = next(iter(rows), arguments.modality)
     if arguments.pairs is not None:
         labelled = read_pairs(arguments.pairs, rows=rows.get(main), embedder=config.embedder, cache=cache)
@@ -268,12 +265,14 @@ def _class_count(labels: Sequence[Sequence[str]]) -> int:
     return len({label for own in labels for label in own})
 
 
-def _rows_by_modality(arguments: argparse.Namespace) -> dict[str, TrainingRows]:
-    """The rows of each file of --data. Raises: CommandError."""
+def _rows_by_modality(cache: CacheRecord, arguments: argparse.Namespace) -> dict[str, TrainingRows]:
+    """The rows of each file of --data, by space. Raises: CommandError, InvalidRequestError."""
     rows: dict[str, TrainingRows] = {}
     for given in arguments.data:
         modality, equals, path = given.partition("=")
-        if not equals:
+        if equals:
+            modality = current_space(cache, modality)
+        else:
             modality, path = arguments.modality, given
         if modality in rows:
             raise CommandError(f"--data names modality {modality!r} twice")

@@ -38,6 +38,7 @@ def load_inbox_file(engine: Engine, file: InboxFile, progress: Progress, *, conf
         category=file.category,
         rename=[],
         texts=None,
+        embedder_id="",
     )
     try:
         _check_size(file.path, most_mib=config.update.inbox_max_mib)

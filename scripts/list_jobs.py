@@ -1,7 +1,7 @@
 """List the jobs of a cache, newest first, or cancel one.
 
 A queued job that is cancelled never begins; a running one stops within about two seconds, and what serves is
-as it was before. Rows that a load had stored by then stay.
+as it was before. Rows that a load had stored by then stay, and so do entries that were embedded anew.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from service.keys import ENTRY_PATTERN, NAME_PATTERN, check_id
 from service.records import CacheRecord, Coding, ModalitySpec, NewEntry, Policy
 from service.row_import import import_rows, stored_names
 from service.rows import read_cache, read_categories, read_weights
+from service.spaces import find_space, modalities_of
 from service.transaction import CacheTransaction
 
 _MODALITY = "text"
@@ -80,7 +81,7 @@ def load_file(
         NotFoundError: there is no such cache, and none may be created.
         InvalidRequestError: the cache cannot be created so.
     """
-    cache = _require_cache(engine, arguments, dim=file.dim, may_create=may_create)
+    cache, space = _require_cache(engine, arguments, dim=file.dim, may_create=may_create)
     encoder = None
     if cache.active_encoder_id is not None:
         with reading(engine) as connection:
@@ -96,7 +97,7 @@ def load_file(
             max_response_bytes=config.server.max_response_bytes,
         )
         if rows:
-            stored += _store(engine, cache, rows, encoder)
+            stored += _store(engine, cache, rows, encoder, space=space)
         read += len(batch)
         progress("load" if step == 1 else "load sample", batch.numbers.stop, file.row_count or read)
     return LoadReport(stored_count=stored, skipped_count=read - stored, ignored=file.ignored)
@@ -114,8 +115,8 @@ def _renames(pairs: Sequence[str]) -> dict[str, str]:
 
 def _require_cache(
     engine: Engine, arguments: argparse.Namespace, *, dim: int, may_create: bool
-) -> CacheRecord:
-    """The cache, created for the file's dimension where there is none."""
+) -> tuple[CacheRecord, str]:
+    """The cache, created for the file's dimension where there is none, and the space of the file's rows."""
     with writing(engine) as connection:
         try:
             cache = read_cache(connection, arguments.cache)
@@ -131,11 +132,17 @@ def _require_cache(
                 description=f"from {arguments.input.name}",
                 now_ms=clock_ms(),
             )
-    expected = cache.modalities.get(_MODALITY)
-    if expected is None or expected.dim != dim:
-        has = "no text modality" if expected is None else f"{expected.dim} dimensions"
-        raise CommandError(f"{arguments.input} has {dim} dimensions, cache {cache.name} has {has}")
-    return cache
+    if _MODALITY not in modalities_of(cache):
+        raise CommandError(
+            f"{arguments.input} has {dim} dimensions, cache {cache.name} has no {_MODALITY} modality"
+        )
+    space = find_space(cache, _MODALITY, arguments.embedder_id)
+    expected = cache.modalities[space]
+    if expected.dim != dim:
+        raise CommandError(
+            f"{arguments.input} has {dim} dimensions, cache {cache.name} has {expected.dim} dimensions"
+        )
+    return cache, space
 
 
 def _new_rows(
@@ -247,10 +254,15 @@ def _terms(columns: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _store(
-    engine: Engine, cache: CacheRecord, rows: Sequence[tuple[str, dict[str, Any]]], encoder: Encoder | None
+    engine: Engine,
+    cache: CacheRecord,
+    rows: Sequence[tuple[str, dict[str, Any]]],
+    encoder: Encoder | None,
+    *,
+    space: str,
 ) -> int:
     """How many were stored."""
-    codings = _codings(rows, encoder)
+    codings = _codings(rows, encoder, space=space)
     with writing(engine) as connection:
         now_ms = clock_ms()
         known = {category.name: category.id for category in read_categories(connection, cache.id)}
@@ -263,8 +275,8 @@ def _store(
             [
                 NewEntry(
                     category_id=known[category],
-                    modality=_MODALITY,
-                    embedder_id=cache.modalities[_MODALITY].embedder_id,
+                    modality=space,
+                    embedder_id=cache.modalities[space].embedder_id,
                     coding=coding,
                     code_bytes=cache.code_bits // 8,
                     **values,
@@ -274,8 +286,10 @@ def _store(
         )
 
 
-def _codings(rows: Sequence[tuple[str, dict[str, Any]]], encoder: Encoder | None) -> Sequence[Coding | None]:
-    if encoder is None or _MODALITY not in encoder.modalities:
+def _codings(
+    rows: Sequence[tuple[str, dict[str, Any]]], encoder: Encoder | None, *, space: str
+) -> Sequence[Coding | None]:
+    if encoder is None or space not in encoder.modalities:
         return [None] * len(rows)
     vectors = np.stack([values["vector"] for _, values in rows])
-    return code_rows(encoder, vectors, modality=_MODALITY, labels=[values["labels"] for _, values in rows])
+    return code_rows(encoder, vectors, modality=space, labels=[values["labels"] for _, values in rows])

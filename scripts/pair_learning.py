@@ -22,6 +22,7 @@ from service.learning import StoredRows, of_modality, read_rows
 from service.records import CacheRecord
 from service.rows import active_encoder_id, read_cache, read_categories, read_encoder, read_weights
 from service.tables import encoders
+from service.update import check_reads_space
 from service.verdicts import mark_read
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def read_base(connection: Connection, cache: str) -> PairBase:
     record = read_cache(connection, cache)
     parent = load_encoder(read_weights(connection, record.id, active_encoder_id(record)))
     modality = next(iter(parent.projections))
+    check_reads_space(record, parent, modality)
     query = of_modality(record, modality)
     stored = read_rows(connection, query, most=MAX_REHEARSED_ROWS + MAX_GATE_ROWS)
     thresholds = {own.name: own.policy.threshold for own in read_categories(connection, record.id)}

@@ -14,6 +14,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="?", default="", help="the question; needs an embedder in the server")
     parser.add_argument("--embedding", type=Path, metavar="FILE.npy", help="float32 [dim] or [n, dim]")
     parser.add_argument("--row", type=int, default=0, help="row of the file (default 0)")
+    parser.add_argument("--embedder-id", default="", help="model that made it; default: the cache's")
     parser.add_argument("--scope", default="", help="what must be equal for an answer to be reusable")
 
 

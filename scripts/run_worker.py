@@ -1,6 +1,7 @@
 """Run jobs until SIGTERM or SIGINT: updates that were asked for or are due, and files of the inbox.
 
-An update is due once enough labelled entries wait, or one of them for long, or one at an alarm that what is
+Also texts of entries are embedded anew by the configured embedder (`nearhit migrate-embedder --reembed`). An
+update is due once enough labelled entries wait, or one of them for long, or one at an alarm that what is
 looked up has shifted (`nearhit categories`); files that appear in the folder `[update] inbox` are loaded.
 With the extra `train` instance codes learn from verdicts once `[update] min_verdicts` of them wait.
 Runs beside the servers, never inside one, at low priority; several workers may share a store, and the inbox.
@@ -21,6 +22,7 @@ from scripts.pair_update import update_with_verdicts
 from service.application import clock_ms
 from service.config import Config
 from service.database import check_schema, open_engine
+from service.embedder import Embedder, patient
 from service.verdicts import PairLearner
 from service.worker import Worker
 
@@ -46,20 +48,26 @@ def run(arguments: argparse.Namespace) -> int:
     os.nice(_NICENESS)
     if config.update.inbox:
         Path(config.update.inbox).mkdir(parents=True, exist_ok=True)
+    embedder = Embedder(patient(config.embedder)) if config.embedder.model else None
     worker = Worker(
         engine,
         config,
         clock=clock_ms,
         load_file=partial(load_inbox_file, config=config),
         learn_pairs=_pair_learner(config),
+        embedder=embedder,
     )
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stopped.set())
-    if arguments.once:
-        _work_once(worker, config, stopped)
-    else:
-        worker.run(stopped)
+    try:
+        if arguments.once:
+            _work_once(worker, config, stopped)
+        else:
+            worker.run(stopped)
+    finally:
+        if embedder is not None:
+            embedder.stop()
     return 0
 
 

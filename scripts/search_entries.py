@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.cache,
             embedding=embedding,
             text=arguments.text,
+            embedder_id=arguments.embedder_id,
             top_k=arguments.top_k,
             categories=arguments.category,
             tags=arguments.tag,
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [
         {
             "distance": round(result.distance, 4),
+            "mapped": result.mapped,
             "hamming": result.hamming_distance if result.HasField("hamming_distance") else None,
             "category": result.entry.category.rpartition("/")[2],
             "labels": list(result.entry.labels),

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             response=response,
             embedding=embedding,
             text=arguments.text,
+            embedder_id=arguments.embedder_id,
             entry=arguments.entry,
             ttl=None if arguments.ttl is None else timedelta(seconds=arguments.ttl),
             scope=arguments.scope,

@@ -46,6 +46,7 @@ from service.learning import keep_encoder, train_from_store
 from service.records import EncoderRecord
 from service.registry import activate_encoder
 from service.rows import read_cache
+from service.spaces import current_space
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_schema(engine)
     with reading(engine) as connection:
         cache = read_cache(connection, arguments.cache)
+    arguments.modality = current_space(cache, arguments.modality)
     progress = ProgressBars(silent=arguments.json)
     written: dict[str, Any] = {}
     if arguments.preset == TEXT_PRESET:

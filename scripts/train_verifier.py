@@ -29,6 +29,7 @@ from service.embedding import DEFAULT_MODALITY
 from service.payload import known_text
 from service.records import CacheRecord
 from service.rows import read_cache
+from service.spaces import current_space
 from service.verifiers import activate_verifier, register_verifier
 
 
@@ -57,21 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
     check_schema(engine)
     with reading(engine) as connection:
         cache = read_cache(connection, arguments.cache)
+    space = current_space(cache, arguments.modality)
     progress = ProgressBars(silent=arguments.json)
     pairs = _read_pairs(arguments, cache, config.embedder, progress=progress)
     trained = _train(pairs, seed=arguments.seed, progress=progress)
     progress.close()
     with writing(engine) as connection:
-        verifier = register_verifier(
-            connection, cache, trained, modality=arguments.modality, now_ms=clock_ms()
-        )
+        verifier = register_verifier(connection, cache, trained, modality=space, now_ms=clock_ms())
         if arguments.activate:
             verifier = activate_verifier(connection, cache.id, verifier.verifier_id)
     print_result(
         {
             "verifier": verifier.verifier_id,
             "state": verifier.state,
-            "modality": verifier.modality,
+            "modality": arguments.modality,
             "with_texts": pairs.texts is not None,
             **{name: round(value, 4) for name, value in sorted(verifier.metrics.items())},
         },
@@ -101,9 +101,7 @@ def _read_pairs(
 ) -> EmbeddedPairs:
     """Pairs of rows in the cache's space. Raises: CommandError, ServiceError."""
     modality, path = arguments.modality, arguments.pairs
-    spec = cache.modalities.get(modality)
-    if spec is None:
-        raise CommandError(f"cache {cache.name} has no modality {modality!r}")
+    spec = cache.modalities[current_space(cache, modality)]
     if path.suffix == ".jsonl":
         if arguments.texts is not None:
             raise CommandError("--texts goes with a .npz: a .jsonl holds its texts")

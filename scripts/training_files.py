@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ from scripts.pair_files import read_pair_lines, read_text_pairs
 from scripts.row_files import open_rows
 from service.coding import normalise
 from service.config import EmbedderConfig
-from service.embedder import Embedder
+from service.embedder import EMBED_SECONDS, Embedder, EmbedderSpec, patient
 from service.embedding import Input, check_input
 from service.errors import InvalidRequestError
 from service.records import CacheRecord
+from service.spaces import current_space
 
 MAX_FILE_ROWS = 2_000_000
 """Rows of one file that are held in memory as float32."""
-
-EMBED_SECONDS = 120.0
-"""For one batch of texts."""
 
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -155,12 +153,11 @@ def embed_texts(
     """
     if not embedder.model:
         raise CommandError("no [embedder] model is configured to embed the texts by")
-    patient = replace(embedder, timeout_seconds=EMBED_SECONDS, max_wait_seconds=EMBED_SECONDS)
-    started = Embedder(patient)
+    started = Embedder(patient(embedder))
     try:
         made = started.start()
         if cache is not None:
-            check_input(cache, Input(embedding=np.zeros(made.dim, np.float32), embedder_id=made.embedder_id))
+            _check_current(cache, made)
         parts = []
         for start in range(0, len(texts), embedder.max_texts):
             batch = texts[start : start + embedder.max_texts]
@@ -170,6 +167,18 @@ def embed_texts(
         return np.concatenate(parts)
     finally:
         started.stop()
+
+
+def _check_current(cache: CacheRecord, made: EmbedderSpec) -> None:
+    """Raise InvalidRequestError unless the cache's embeddings are this embedder's."""
+    source = Input(embedding=np.zeros(made.dim, np.float32), embedder_id=made.embedder_id)
+    space = current_space(cache, source.modality)
+    if check_input(cache, source) != space:
+        raise InvalidRequestError(
+            f"the cache's embeddings are of {cache.modalities[space].embedder_id!r} until those of "
+            f"{made.embedder_id!r} take their place: `nearhit migrate-embedder --finish`",
+            reason="EMBEDDER_MISMATCH",
+        )
 
 
 def _normalised(

@@ -20,6 +20,7 @@ from service.check_learned import check_learned, dropped_generations
 from service.coding import STORED_DTYPE, class_codes_of, from_stored, label_codes_of, vectors_of
 from service.config import Config
 from service.database import reading
+from service.embedder_maps import check_spaces
 from service.errors import NotFoundError
 from service.feed import damage_of, to_rows
 from service.keys import fingerprint_key
@@ -88,6 +89,7 @@ def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
         encoders, problems = _read_encoders(connection, record)
         problems += check_learned(connection, record, encoders.by_id.get(record.active_encoder_id or ""))
         problems += _check_consent(connection, record)
+        problems += check_spaces(connection, record)
         problems += _check_counters(connection, record)
         problems += _check_feed(connection, record)
         problems += _check_entries(connection, record, encoders)
@@ -133,6 +135,8 @@ def _check_consent(connection: Connection, record: CacheRecord) -> Iterator[str]
     """Where a category asks for consent, there is a verifier to give it."""
     active = [found for found in read_verifiers(connection, record.id) if found.state == ACTIVE]
     for verifier in active:
+        if verifier.modality not in record.modalities:
+            continue  # of an embedder that was replaced: it consents to nothing any more
         try:
             load_stored_verifier(connection, record, verifier)
         except (HashingError, NotFoundError) as error:

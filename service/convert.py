@@ -14,10 +14,11 @@ from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 from numpy.typing import NDArray
 
 from index.planner import SearchPath
-from service.cache import LookupAnswer, LookupMode, LookupQuery, LookupReason, check_threshold
+from service.cache import LookupAnswer, check_threshold
 from service.coding import STORED_DTYPE
 from service.embedding import DEFAULT_MODALITY, Input, default_fingerprint
 from service.errors import InvalidRequestError
+from service.finding import LookupMode, LookupQuery, LookupReason
 from service.keys import (
     ENTRY_PATTERN,
     cache_name,
@@ -28,6 +29,7 @@ from service.keys import (
 )
 from service.records import EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
+from service.spaces import modality_of
 from service.tables import NEVER_MS
 
 TEXT_BYTES = 64 * 1024
@@ -112,6 +114,7 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         response=answer.response,
         content_type=answer.content_type,
         distance=answer.distance,
+        mapped=answer.is_mapped,
         probability=answer.probability,
         threshold=answer.threshold,
         search_path=_PATHS[answer.path] if answer.path else pb.SEARCH_PATH_UNSPECIFIED,
@@ -186,7 +189,7 @@ def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry)
     entry = pb.Entry(
         name=child_name(cache, "entries", stored.name),
         category=child_name(cache, "categories", item.category),
-        modality=row.modality,
+        modality=modality_of(row.modality),
         embedder_id=row.embedder_id,
         text=row.text,
         content_type=row.content_type,
@@ -212,7 +215,7 @@ def from_entry(cache: str, category: str, record: EntryRecord, *, full: bool) ->
     entry = pb.Entry(
         name=child_name(cache, "entries", record.name),
         category=child_name(cache, "categories", category),
-        modality=record.modality,
+        modality=modality_of(record.modality),
         embedder_id=record.embedder_id,
         text=record.text,
         content_type=record.content_type,
@@ -290,7 +293,10 @@ def from_search(cache: str, answer: SearchAnswer, *, full: bool) -> search_pb.Se
                 name=child_name(cache, "entries", name), category=child_name(cache, "categories", category)
             )
         response.results.add(
-            entry=entry, distance=match.cosine_distance, hamming_distance=match.hamming_distance
+            entry=entry,
+            distance=match.cosine_distance,
+            hamming_distance=match.hamming_distance,
+            mapped=match.entry_id in answer.mapped_ids,
         )
     return response
 

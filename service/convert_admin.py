@@ -31,6 +31,7 @@ from service.records import (
     ShiftRecord,
     VerifierRecord,
 )
+from service.spaces import modalities_of, modality_of, spaces_of
 
 DESCRIPTION_CHARACTERS = 256
 _EVICTIONS = {pb.EVICTION_UNSPECIFIED: "lru", pb.EVICTION_LRU: "lru", pb.EVICTION_LFU: "lfu"}
@@ -68,7 +69,10 @@ _JOB_KINDS = {
     pb.Job.KIND_UPDATE: "update",
     pb.Job.KIND_LEARN_PAIRS: "learn-pairs",
 }  # that a request may ask for
-_JOB_KIND_NUMBERS = {name: number for number, name in _JOB_KINDS.items()} | {"load": pb.Job.KIND_LOAD}
+_JOB_KIND_NUMBERS = {name: number for number, name in _JOB_KINDS.items()} | {
+    "load": pb.Job.KIND_LOAD,
+    "reembed": pb.Job.KIND_REEMBED,
+}
 
 
 def to_new_cache(cache: pb.Cache) -> dict[str, Any]:
@@ -103,10 +107,7 @@ def from_cache(record: CacheRecord) -> pb.Cache:
     active = record.active_encoder_id
     return pb.Cache(
         name=cache_name(record.name),
-        modalities=[
-            pb.Modality(modality=name, dim=spec.dim, embedder_id=spec.embedder_id)
-            for name, spec in sorted(record.modalities.items())
-        ],
+        modalities=[_from_modality(record, modality) for modality in sorted(modalities_of(record))],
         code_bits=record.code_bits,
         label_bits=record.label_bits,
         active_encoder=child_name(record.name, "encoders", active) if active else "",
@@ -190,6 +191,14 @@ def from_shift(record: ShiftRecord) -> pb.Shift:
     return message
 
 
+def _from_modality(record: CacheRecord, modality: str) -> pb.Modality:
+    spec, *later = (record.modalities[space] for space in spaces_of(record, modality))
+    message = pb.Modality(modality=modality, dim=spec.dim, embedder_id=spec.embedder_id)
+    for own in later:
+        message.successor.CopyFrom(pb.Modality(modality=modality, dim=own.dim, embedder_id=own.embedder_id))
+    return message
+
+
 def from_index(cache: str, categories: Mapping[int, str], index: VectorIndex) -> admin_pb.Index:
     """The index of this replica."""
     message = admin_pb.Index(
@@ -202,7 +211,7 @@ def from_index(cache: str, categories: Mapping[int, str], index: VectorIndex) ->
             continue
         message.segments.add(
             category=child_name(cache, "categories", categories[key.category_id]),
-            modality=key.modality,
+            modality=modality_of(key.modality),
             encoder=child_name(cache, "encoders", key.encoder_id) if key.encoder_id else "",
             sealed=segment.is_sealed,
             row_count=segment.row_count,
@@ -245,7 +254,7 @@ def from_verifier(cache: str, record: VerifierRecord) -> pb.Verifier:
     return pb.Verifier(
         name=child_name(cache, "verifiers", record.verifier_id),
         state=_VERIFIER_STATES[record.state],
-        modality=record.modality,
+        modality=modality_of(record.modality),
         metrics=record.metrics,
         create_time=to_timestamp(record.create_ms),
     )

@@ -31,6 +31,7 @@ from service.learning import (
 )
 from service.records import CacheRecord, EncoderRecord
 from service.rows import read_cache
+from service.spaces import current_space, modalities_of
 from service.tables import entries
 
 
@@ -57,7 +58,7 @@ def train_crossmodal_from_store(
         check_bits(record, code_bits=config.code_bits, label_bits=config.label_bits)
         rows = {
             modality: read_rows(connection, of_modality(record, modality), most=MAX_TRAINING_ROWS)
-            for modality in record.modalities
+            for modality in (current_space(record, name) for name in modalities_of(record))
         }
         pairs = _pairs_of_sources(connection, record, rows)
         issued = registry.issued_class_codes(connection, record.id)

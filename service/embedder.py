@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +25,13 @@ from service.config import EmbedderConfig
 from service.errors import EmbedderUnavailableError
 
 logger = logging.getLogger(__name__)
+EMBED_SECONDS = 120.0  # for a batch that nobody waits for as a lookup does
 _LENGTH = struct.Struct("<I")
+
+
+def patient(config: EmbedderConfig) -> EmbedderConfig:
+    """The same embedder for work that no lookup waits for."""
+    return replace(config, timeout_seconds=EMBED_SECONDS, max_wait_seconds=EMBED_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

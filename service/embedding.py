@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,15 @@ from service.coding import normalise
 from service.embedder import Embedder
 from service.errors import EmbedderUnavailableError, InvalidRequestError
 from service.keys import text_fingerprint
-from service.records import CacheRecord, ModalitySpec
+from service.records import CacheRecord
+from service.spaces import find_space
 
 DEFAULT_MODALITY = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """An embedding (float32 [dim], as sent) or None, a text, and the space that they are of."""
+    """An embedding (float32 [dim], as sent) or None, a text, their modality, and who made the embedding."""
 
     embedding: NDArray[np.float32] | None = None
     text: str = ""
@@ -30,6 +32,13 @@ class Input:
         return self.embedding is None and not self.text.strip()
 
 
+class Embedded(NamedTuple):
+    """vector: float32 [dim], L2-normalised. space: that it is of, see `spaces`."""
+
+    vector: NDArray[np.float32]
+    space: str
+
+
 def default_fingerprint(text: str, *, modality: str) -> str:
     """The fingerprint of a request that names none: its text's. Empty for a blank text, and for one of
     another modality: there it is not the whole request, but said of an image, say."""
@@ -38,36 +47,31 @@ def default_fingerprint(text: str, *, modality: str) -> str:
 
 def embed_inputs(
     cache: CacheRecord, inputs: Sequence[Input], *, embedder: Embedder | None, timeout_seconds: float
-) -> list[NDArray[np.float32]]:
-    """One normalised float32 [dim] per input; texts without embedding go to the embedder in one call.
+) -> list[Embedded]:
+    """One vector per input; texts without embedding go to the embedder in one call, and are of its space.
 
     Raises:
         InvalidRequestError: unknown modality, wrong dimension or embedder, NaN, zero, nothing to embed.
         EmbedderUnavailableError: there is no embedder, or it does not answer.
     """
-    for source in inputs:
-        check_input(cache, source)
-    vectors: list[NDArray[np.float32] | None] = [
-        None if source.embedding is None else normalise(source.embedding[None, :])[0] for source in inputs
-    ]
-    texts = [i for i, vector in enumerate(vectors) if vector is None]
+    spaces = [check_input(cache, source) for source in inputs]
+    texts = [i for i, source in enumerate(inputs) if source.embedding is None]
+    made: dict[int, Embedded] = {}
     if texts:
         embedded = _embed(
             cache, [inputs[i] for i in texts], embedder=embedder, timeout_seconds=timeout_seconds
         )
-        for i, vector in zip(texts, embedded, strict=True):
-            vectors[i] = vector
-    return [vector for vector in vectors if vector is not None]
+        made = dict(zip(texts, embedded, strict=True))
+    return [
+        made[i] if source.embedding is None else Embedded(normalise(source.embedding[None, :])[0], space)
+        for i, (source, space) in enumerate(zip(inputs, spaces, strict=True))
+    ]
 
 
-def check_input(cache: CacheRecord, source: Input) -> ModalitySpec:
+def check_input(cache: CacheRecord, source: Input) -> str:
     """The space that the input is of. Raises: InvalidRequestError: it does not fit."""
-    spec = cache.modalities.get(source.modality)
-    if spec is None:
-        raise InvalidRequestError(
-            f"the cache has no modality {source.modality!r}, it has {', '.join(cache.modalities)}",
-            reason="UNKNOWN_MODALITY",
-        )
+    space = find_space(cache, source.modality, source.embedder_id)
+    spec = cache.modalities[space]
     if source.embedding is not None and len(source.embedding) != spec.dim:
         raise InvalidRequestError(
             f"the embedding has {len(source.embedding)} dimensions, the cache has {spec.dim}",
@@ -75,19 +79,12 @@ def check_input(cache: CacheRecord, source: Input) -> ModalitySpec:
             expected=spec.dim,
             got=len(source.embedding),
         )
-    if spec.embedder_id and source.embedder_id and source.embedder_id != spec.embedder_id:
-        raise InvalidRequestError(
-            f"the embedding is of {source.embedder_id!r}, the cache holds those of {spec.embedder_id!r}",
-            reason="EMBEDDER_MISMATCH",
-            expected=spec.embedder_id,
-            got=source.embedder_id,
-        )
-    return spec
+    return space
 
 
 def _embed(
     cache: CacheRecord, inputs: Sequence[Input], *, embedder: Embedder | None, timeout_seconds: float
-) -> NDArray[np.float32]:
+) -> list[Embedded]:
     for source in inputs:
         if source.is_empty:
             raise InvalidRequestError("neither an embedding nor a text is given", reason="NOTHING_TO_EMBED")
@@ -98,8 +95,14 @@ def _embed(
     if embedder is None:
         raise EmbedderUnavailableError("the server has no embedder: send an embedding")
     embedded = embedder.embed([source.text for source in inputs], timeout_seconds=timeout_seconds)
-    for row in embedded[:1]:
-        check_input(
-            cache, Input(embedding=row, embedder_id=embedder.spec.embedder_id if embedder.spec else "")
-        )
-    return normalise(embedded)
+    embedder_id = embedder.spec.embedder_id if embedder.spec else ""
+    space = check_input(cache, Input(embedding=embedded[0], embedder_id=embedder_id))
+    for source in inputs:
+        if source.embedder_id and check_input(cache, source) != space:
+            raise InvalidRequestError(
+                f"the server embeds texts by {embedder_id!r}, not by {source.embedder_id!r}",
+                reason="EMBEDDER_MISMATCH",
+                expected=embedder_id,
+                got=source.embedder_id,
+            )
+    return [Embedded(vector, space) for vector in normalise(embedded)]

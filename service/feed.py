@@ -14,7 +14,7 @@ from service.coding import STORED_DTYPE, vectors_of
 from service.keys import scope_key, split_key
 from service.payload import pack_payload
 from service.records import CacheRecord, EntryRecord, Operation
-from service.rows import read_entries_by_id
+from service.rows import read_cache_by_id, read_entries_by_id
 from service.tables import caches, changes
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def read_changes(connection: Connection, cache: CacheRecord, *, after: int) -> F
         return None
     if rows[0].seq != after + 1:
         raise FeedPrunedError(f"the feed of {cache.name} begins at {rows[0].seq}, after {after}")
+    cache = read_cache_by_id(connection, cache.id)  # the follower may not know a new space yet
     touched = sorted({row.entry_id for row in rows if row.operation != Operation.DELETE})
     found = read_entries_by_id(connection, cache.id, touched, with_tags=False)
     upserted = {row.entry_id for row in rows if row.operation == Operation.UPSERT}

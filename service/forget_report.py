@@ -8,12 +8,13 @@ from sqlalchemy import Connection, Engine
 
 from service.config import Config
 from service.database import reading
+from service.embedder_maps import read_maps
 from service.erasure import ErasedFiles, erase_free_space, erase_generations, had_graph
 from service.forget_proof import LabelProof, StoredCodes, code_bits_changed, prove_label_parts, read_codes
 from service.forgetting import ForgetSelection, StoreChanges, forget_rows, preview
 from service.generations import Progress
 from service.records import CacheRecord
-from service.registry import DESTROYED
+from service.registry import ACTIVE, DESTROYED
 from service.rows import read_cache, read_encoders, read_verifiers
 
 # Rounds of the feed that servers get between the commit and the end, to leave the rows out.
@@ -24,11 +25,12 @@ FOLLOW_ROUNDS = 10
 class KeptParts:
     """What is not subtracted from. encoders: their instance parts and radii were fitted on rows of the cache,
     all together. untraced: encoder -> rows of files in its label part, None: nobody knows what
-    it has learned. verifiers: trained from files."""
+    it has learned. verifiers: trained from files. maps: from a new embedder, fitted on rows of the cache."""
 
     encoders: tuple[str, ...]
     untraced: dict[str, int | None]
     verifiers: tuple[str, ...]
+    maps: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,7 @@ def _kept(connection: Connection, record: CacheRecord) -> KeptParts:
         encoders=tuple(own.encoder_id for own in alive),
         untraced={own.encoder_id: own.untraced_row_count for own in alive if own.untraced_row_count != 0},
         verifiers=tuple(own.verifier_id for own in read_verifiers(connection, record.id)),
+        maps=tuple(own.map_id for own in read_maps(connection, record.id) if own.state == ACTIVE),
     )
 
 
@@ -175,6 +178,8 @@ def _notes(cache: str, kept: KeptParts, *, is_sqlite: bool, rewrite: bool) -> tu
         )
     if kept.verifiers:
         notes.append("verifiers were trained from files, whose rows are not traced")
+    if kept.maps:
+        notes.append("the map from the new embedder was fitted on all rows together; it ends with the change")
     if not is_sqlite:
         notes.append("PostgreSQL uses freed space again, it does not zero it; archives of its log keep rows")
     elif not rewrite:

@@ -195,19 +195,22 @@ def _codes(encoder: Encoder, modality: str, rows: Sequence[Row[Any]]) -> dict[st
     return {
         "row_id": [row.id for row in group],
         "read_encoder_id": [row.encoder_id for row in group],
+        "read_modality": [modality] * len(group),
         "row_code": [coding.code for coding in codings],
         "row_label_code": [coding.label_code for coding in codings],
         "row_encoder_id": [coding.encoder_id for coding in codings],
     }
 
 
-# Of rows that are as they were read: what replaced one meanwhile has another id, as a row's vector never
-# changes and ids are never used again; one that was coded meanwhile has another encoder. A label code stays.
+# Of rows that are as they were read: what replaced one meanwhile has another id, as ids are never used again
+# and a row's vector changes only with its space; one that was coded meanwhile has another encoder. A label
+# code stays.
 _SET_CODES = (
     update(entries)
     .where(
         entries.c.id == bindparam("row_id"),
         entries.c.encoder_id.is_not_distinct_from(bindparam("read_encoder_id")),
+        entries.c.modality == bindparam("read_modality"),
     )
     .values(
         code=bindparam("row_code"),

@@ -53,35 +53,37 @@ def new_entries(
         embedder=app.embedder,
         timeout_seconds=timeout_seconds,
     )
-    vectors = [to_stored(row) for row in embedded]
-    codings = _code(state, items, vectors)
+    vectors = [to_stored(own.vector) for own in embedded]
+    spaces = [own.space for own in embedded]
+    codings = _code(state, items, vectors, spaces)
     return [
         NewEntry(
             category_id=category_id,
-            modality=item.source.modality,
-            embedder_id=_embedder_id(app, state, item.source),
+            modality=space,
+            embedder_id=_embedder_id(app, state, item.source, space),
             vector=vector,
             code_bytes=state.record.code_bits // 8,
             coding=coding,
             **item.values,
         )
-        for item, category_id, vector, coding in zip(items, category_ids, vectors, codings, strict=True)
+        for item, category_id, vector, space, coding in zip(
+            items, category_ids, vectors, spaces, codings, strict=True
+        )
     ]
 
 
 def _code(
-    state: CacheState, items: Sequence[StoreItem], vectors: Sequence[NDArray[np.float16]]
+    state: CacheState,
+    items: Sequence[StoreItem],
+    vectors: Sequence[NDArray[np.float16]],
+    spaces: Sequence[str],
 ) -> list[Coding | None]:
-    """Codes by the active encoder, a modality at a time; None where it has no tower for the modality."""
+    """Codes by the active encoder, a space at a time; None where it has no tower for the space."""
     codings: list[Coding | None] = [None] * len(items)
     encoder = state.encoders.active
     if encoder is None:
         return codings
-
-    def modality(i: int) -> str:
-        return items[i].source.modality
-
-    for name, group in groupby(sorted(range(len(items)), key=modality), key=modality):
+    for name, group in groupby(sorted(range(len(items)), key=spaces.__getitem__), key=spaces.__getitem__):
         rows = list(group)
         if name not in encoder.modalities:
             continue
@@ -92,7 +94,7 @@ def _code(
     return codings
 
 
-def _embedder_id(app: Application, state: CacheState, source: Input) -> str:
+def _embedder_id(app: Application, state: CacheState, source: Input, space: str) -> str:
     if source.embedding is None and app.embedder is not None and app.embedder.spec is not None:
         return app.embedder.spec.embedder_id
-    return source.embedder_id or state.record.modalities[source.modality].embedder_id
+    return source.embedder_id or state.record.modalities[space].embedder_id

@@ -11,7 +11,7 @@ from service.keys import child_name
 from service.records import CacheRecord, JobRecord
 from service.tables import caches, jobs
 
-UPDATE, LOAD, LEARN_PAIRS = "update", "load", "learn-pairs"
+UPDATE, LOAD, LEARN_PAIRS, REEMBED = "update", "load", "learn-pairs", "reembed"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 
 MAX_ATTEMPTS = 3
@@ -60,16 +60,18 @@ def lease(
     now_ms: int,
     lease_ms: int,
     kinds: Collection[str] = (UPDATE, LOAD),
+    embedder_id: str | None = None,
 ) -> JobRecord | None:
     """Take the oldest job of these kinds that waits or whose worker died; None where there is none.
 
-    A job whose workers died MAX_ATTEMPTS times fails.
+    embedder_id: also of those that embed by it. A job whose workers died MAX_ATTEMPTS times fails.
     """
     died = and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms, jobs.c.attempt_count >= MAX_ATTEMPTS)
     gave_up = f"its worker died {MAX_ATTEMPTS} times"
     connection.execute(update(jobs).where(died).values(state=FAILED, error=gave_up, end_ms=now_ms))
     takable = or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
-    oldest = select(jobs.c.id).where(takable, jobs.c.kind.in_(kinds)).order_by(jobs.c.id).limit(1)
+    wanted = or_(jobs.c.kind.in_(kinds), and_(jobs.c.kind == REEMBED, jobs.c.source == embedder_id))
+    oldest = select(jobs.c.id).where(takable, wanted).order_by(jobs.c.id).limit(1)
     job_id = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
     if job_id is None:
         return None
@@ -127,6 +129,18 @@ def cancel(connection: Connection, cache: CacheRecord, name: str, *, now_ms: int
             f"{child_name(cache.name, 'jobs', name)} has {job.state} already", reason="JOB_FINISHED"
         )
     return _read(connection, jobs.c.id == job.id)
+
+
+def cancel_all(connection: Connection, cache_id: int, *, kind: str, now_ms: int) -> None:
+    """Cancel the jobs of a kind that have not finished; the caller holds the cache's lock."""
+    unfinished = (jobs.c.cache_id == cache_id, jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING)))
+    connection.execute(update(jobs).where(*unfinished).values(state=CANCELLED, end_ms=now_ms))
+
+
+def is_waiting(connection: Connection, *, kind: str) -> bool:
+    """Whether a job of this kind has not finished, in any cache."""
+    query = select(jobs.c.id).where(jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING)))
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def ended_without_success(

@@ -131,7 +131,7 @@ def renew(connection: Connection, cache_id: int, key: RenewalKey, *, destroyed: 
         states, dropped = {}, set(encoder.label_modalities)
     else:
         states = load_states(row.learning_state, encoder=encoder)
-        dropped = {own.modality for own in removed}
+        dropped = {own.modality for own in removed} & set(encoder.label_modalities)
     for modality, state in states.items():
         own = [learned for learned in removed if learned.modality == modality]
         if own:

@@ -1,4 +1,5 @@
-"""What label parts learned from: kept while any does, so that it can be subtracted from all of them.
+"""What label parts learned from: kept while any does, so that it can be subtracted from all of them. A row
+that was learned, embedded again and learned from that is kept twice, once a space.
 
 `learned_by` says which encoder added which row. A label part holds the rows that its encoder added, and those
 of the encoders that it was updated from: the chain of `parent_id` (training from scratch has no parent). A
@@ -74,7 +75,7 @@ def keep_learned(connection: Connection, cache_id: int, encoder_id: str, rows: S
     """
     row_ids = [row.row_id for row in rows]
     refuse_forgotten(connection, cache_id, row_ids)
-    known = present(connection, cache_id, row_ids, learned_rows.c.row_id)
+    known = {(row.row_id, row.modality) for row in read_learned(connection, cache_id, row_ids)}
     fresh = [
         {
             "cache_id": cache_id,
@@ -87,7 +88,7 @@ def keep_learned(connection: Connection, cache_id: int, encoder_id: str, rows: S
             "vector": row.vector,
         }
         for row in rows
-        if row.row_id not in known
+        if (row.row_id, row.modality) not in known
     ]
     if fresh:
         connection.execute(insert(learned_rows), fresh)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,19 @@ class Operation(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModalitySpec:
-    """The embedding space of one modality of a cache."""
+    """An embedding space of a cache: of one modality, by one embedder.
+
+    succeeds: the space whose place it takes, while entries are moved there (see `spaces`); empty: none.
+    """
 
     dim: int
     embedder_id: str = ""
+    succeeds: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRecord:
-    """One row of `caches`."""
+    """One row of `caches`. modalities: by space, see `spaces`."""
 
     id: int
     name: str
@@ -210,6 +215,19 @@ class VerifierRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderMapRecord:
+    """One row of `embedder_maps`, without its weights. modality, space: see the table."""
+
+    map_id: str
+    modality: str
+    space: str
+    embedder_id: str
+    state: str  # active | rejected | retired
+    report: Mapping[str, Any]
+    create_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftRecord:
     """One row of `shift_monitors`, less its keys.
 
@@ -238,8 +256,8 @@ class JobRecord:
     id: int
     cache_id: int
     name: str
-    kind: str  # update | load | learn-pairs
-    source: str | None  # of a load: the file, from the inbox on
+    kind: str  # update | load | learn-pairs | reembed
+    source: str | None  # of a load: the file, from the inbox on; of a reembed: the embedder
     state: str  # queued | running | succeeded | failed | cancelled
     stage: str | None  # what it is at, or was last; done_count of total_count rows of that
     done_count: int | None

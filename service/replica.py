@@ -25,6 +25,7 @@ from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
 from service.dropped_generations import is_dropped, remove_dropped
+from service.embedder_maps import ServedMap, read_served_maps
 from service.errors import NotCaughtUpError, NotFoundError
 from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
@@ -61,7 +62,8 @@ class Refusal:
 class CacheState:
     """What a request works on: one reference, never changed, only replaced.
 
-    verifiers: the active one of each modality, but for those that cannot be loaded.
+    verifiers: the active one of each space, but for those that cannot be loaded. maps: by the space of the
+    queries that they map, likewise.
     """
 
     record: CacheRecord
@@ -70,6 +72,7 @@ class CacheState:
     encoders: EncoderSet
     index: VectorIndex
     verifiers: Mapping[str, Verifier] = field(default_factory=dict)
+    maps: Mapping[str, ServedMap] = field(default_factory=dict)
 
     def category(self, name: str) -> CategoryRecord:
         """The category of that name. Raises: NotFoundError."""
@@ -182,8 +185,7 @@ class CacheReplica:
                 state = replace(self.state, index=opened)
                 self._load_encoders(connection, opened.encoder_ids(opened.partitions))
                 self.state = self._read_settings(connection, replace(state, encoders=self.state.encoders))
-                for category_id in {key[0] for key in opened.partitions} - set(self.state.category_names):
-                    opened.drop_category(category_id)
+                _drop_partitions(opened, self.state)
         except (IndexFault, ForeignGenerationError, FeedPrunedError, HashingError) as error:
             self._refuse(name, str(error), is_damaged=isinstance(error, DamagedFileError))
             return False
@@ -281,31 +283,31 @@ class CacheReplica:
     def _rebuild_locked(self) -> None:
         """Fill a new index from the entries and swap it in."""
         with reading(self._engine) as connection:
-            seq = read_cache_by_id(connection, self.state.record.id).seq
+            record = read_cache_by_id(connection, self.state.record.id)
         parts: dict[SegmentKey, list[Rows]] = defaultdict(list)
         with reading(self._engine) as connection:
-            for _, batches in scan_segment_rows(connection, self.state.record):
+            for _, batches in scan_segment_rows(connection, record):
                 for key, rows in batches:
                     parts[key].append(rows)
             sealed = [SealedSegment(key, Rows.concatenate(parts.pop(key))) for key in list(parts)]
             self._load_encoders(connection, [segment.key.encoder_id for segment in sealed])
             config = index_config(self.state.record, self._search)
-            index = VectorIndex(config, sealed=sealed, watermark=seq)
+            index = VectorIndex(config, sealed=sealed, watermark=record.seq)
             self._follow(connection, index)
         self.state = replace(self.state, index=index)
 
     def _read_settings(self, connection: Connection, state: CacheState) -> CacheState:
         record = read_cache_by_id(connection, state.record.id)
         found = read_categories(connection, record.id)
-        for category_id in set(state.category_names) - {category.id for category in found}:
-            state.index.drop_category(category_id)
         state = replace(
             state,
             record=record,
             categories={category.name: category for category in found},
             category_names={category.id: category.name for category in found},
             verifiers=self._read_verifiers(connection, record, state.verifiers),
+            maps=read_served_maps(connection, record, state.maps),
         )
+        _drop_partitions(state.index, state)
         # The ones that stored rows need, and the active one; earlier ones are let go.
         wanted = set(state.index.encoder_ids(state.index.partitions))
         if record.active_encoder_id is not None:
@@ -315,11 +317,11 @@ class CacheReplica:
     def _read_verifiers(
         self, connection: Connection, record: CacheRecord, known: Mapping[str, Verifier]
     ) -> dict[str, Verifier]:
-        """The active verifiers by modality. One that cannot be loaded is left out and named: a lookup that
+        """The active verifiers by space. One that cannot be loaded is left out and named: a lookup that
         needs its consent is then a miss, everything else goes on."""
         loaded: dict[str, Verifier] = {}
         for verifier in read_verifiers(connection, record.id):
-            if verifier.state != ACTIVE:
+            if verifier.state != ACTIVE or verifier.modality not in record.modalities:
                 continue
             served = known.get(verifier.modality)
             if served is not None and served.verifier_id == verifier.verifier_id:
@@ -359,6 +361,15 @@ class CacheReplica:
             by_id=by_id,
             trusted=frozenset((row[0], row[1]) for row in connection.execute(pairs)),
         )
+
+
+def _drop_partitions(index: VectorIndex, state: CacheState) -> None:
+    """Let go what is of categories and spaces that are no more."""
+    partitions = index.partitions
+    for category_id in {category_id for category_id, _ in partitions} - set(state.category_names):
+        index.drop_category(category_id)
+    for space in {space for _, space in partitions} - set(state.record.modalities):
+        index.drop_modality(space)
 
 
 def read_versions(connection: Connection) -> dict[str, tuple[int, int, int]]:

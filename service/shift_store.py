@@ -109,6 +109,15 @@ def acknowledge_shift(connection: Connection, category: CategoryRecord, *, now_m
         connection.execute(insert(shift_monitors).values(**keys, **{**values, "version": 1}))
 
 
+def relearn_shifts(connection: Connection, cache_id: int, *, now_ms: int) -> None:
+    """Clear all alarms of a cache and have what is usual learned anew: its distances are others from now on.
+
+    The caller holds the cache's lock.
+    """
+    values = {**asdict(ShiftRecord()), "version": shift_monitors.c.version + 1, "update_ms": now_ms}
+    connection.execute(update(shift_monitors).where(shift_monitors.c.cache_id == cache_id).values(**values))
+
+
 def shift_alarm_since(connection: Connection, cache_id: int, after_ms: int) -> bool:
     """Whether a category has an alarm from after `after_ms` that is not acknowledged."""
     query = select(shift_monitors.c.category_id).where(

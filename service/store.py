@@ -14,6 +14,7 @@ from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundErro
 from service.keys import child_name, fingerprint_key
 from service.learned_rows import is_forgotten
 from service.records import NewEntry, Operation, RecordedVerdict, Selection, StoredEntry
+from service.spaces import modality_of
 from service.tables import categories, entries, entry_tags, feedback, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
 
@@ -150,12 +151,12 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
 
 
 def record_feedback(
-    tx: CacheTransaction, values: dict[str, Any], *, query_modality: str = ""
+    tx: CacheTransaction, values: dict[str, Any], *, query_space: str = ""
 ) -> RecordedVerdict:
-    """Keep a verdict, unless the same lookup had one already; its query only while there is the entry to pair
-    it with.
+    """Keep a verdict, unless the same lookup had one already; its query only while the entry to pair it with
+    is there, of the same embedder.
 
-    values: columns of `feedback`. query_modality: of `query_vector`, where that is given.
+    values: columns of `feedback`. query_space: of `query_vector`, where that is given (`spaces`).
     Raises:
         NotFoundError: the category is gone, or the entry was forgotten.
         InvalidRequestError: the query is of another modality than the entry.
@@ -170,14 +171,15 @@ def record_feedback(
         return RecordedVerdict(is_first=False)
     if values.get("query_vector") is not None:
         of_entry = (entries.c.cache_id == tx.cache_id, entries.c.id == values["entry_id"])
-        modality = tx.connection.execute(select(entries.c.modality).where(*of_entry)).scalar()
-        if modality is None:
-            values = {**values, "query_vector": None}
-        elif modality != query_modality:
+        space = tx.connection.execute(select(entries.c.modality).where(*of_entry)).scalar()
+        if space is not None and modality_of(space) != modality_of(query_space):
             raise InvalidRequestError(
-                f"the query is of the modality {query_modality!r}, the entry of {modality!r}",
+                f"the query is of the modality {modality_of(query_space)!r}, the entry of"
+                f" {modality_of(space)!r}",
                 reason="MODALITY_MISMATCH",
             )
+        if space != query_space:
+            values = {**values, "query_vector": None}
     tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
     return RecordedVerdict(is_first=True, query_kept=values.get("query_vector") is not None)
 
@@ -321,8 +323,9 @@ def entry_columns(
 ) -> dict[str, Sequence[Any]]:
     """The columns of `entries` for the next rows, without the id that the database gives; labels are lists.
 
-    Raises: NotFoundError.
+    Raises: NotFoundError; PreconditionError: a space was removed since its vectors were made.
     """
+    tx.check_spaces({item.modality for item in items})
     policies = {key: tx.category(key).policy for key in {item.category_id for item in items}}
     lifetimes = [expiration.lifetime(item, policies[item.category_id], now_ms=tx.now_ms) for item in items]
     create_times = [lifetime.create_ms for lifetime in lifetimes]

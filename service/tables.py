@@ -57,7 +57,7 @@ caches = Table(
     _row_id(),
     Column("name", String(63), nullable=False, unique=True),
     Column("description", String(256), nullable=False),
-    Column("modalities", JSON, nullable=False),  # {modality: {"dim": int, "embedder_id": str}}
+    Column("modalities", JSON, nullable=False),  # {space: {"dim": int, "embedder_id": str, "succeeds": str}}
     Column("code_bits", Integer, nullable=False),
     Column("label_bits", Integer, nullable=False),
     Column("active_encoder_id", String(32)),
@@ -109,7 +109,7 @@ entries = Table(
     Column("labels", JSON, nullable=False),
     Column("has_labels", Boolean, nullable=False),
     Column("source", Text, nullable=False),
-    Column("modality", String(32), nullable=False),
+    Column("modality", String(32), nullable=False),  # the space, a key of the cache's modalities
     Column("embedder_id", Text, nullable=False),
     Column("vector", LargeBinary, nullable=False),  # float16 little-endian, L2-normalised before rounding
     Column("code", LargeBinary),  # packed words of the encoder's instance code
@@ -199,6 +199,21 @@ encoders = Table(
     Column("create_ms", BigInteger, nullable=False),
 )
 
+# Maps by which queries of a new embedder search what the one before embedded; see service.embedder_maps.
+embedder_maps = Table(
+    "embedder_maps",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column("map_id", String(32), primary_key=True),
+    Column("modality", String(32), nullable=False),  # the space that it maps to
+    Column("space", String(32), nullable=False),  # the space that it maps from; empty: it was rejected
+    Column("embedder_id", Text, nullable=False),  # of that space
+    Column("state", String(16), nullable=False),  # active | rejected | retired
+    Column("weights", LargeBinary, nullable=False),  # empty unless active
+    Column("report", JSON, nullable=False),
+    Column("create_ms", BigInteger, nullable=False),
+)
+
 # The pairs of encoders whose queries may search each other's codes.
 calibrations = Table(
     "calibrations",
@@ -215,7 +230,7 @@ verifiers = Table(
     metadata,
     _cache_ref(primary_key=True),
     Column("verifier_id", String(32), primary_key=True),
-    Column("modality", String(32), nullable=False),  # of the embeddings that it reads
+    Column("modality", String(32), nullable=False),  # of the embeddings that it reads, as in entries
     Column("state", String(16), nullable=False),
     Column("weights", LargeBinary, nullable=False),
     Column("metrics", JSON, nullable=False),
@@ -252,7 +267,7 @@ learned_rows = Table(
     Column("row_id", RowId, primary_key=True, autoincrement=False),  # of the entry, live or gone
     Column("name", String(128), nullable=False),
     Column("source", Text, nullable=False),
-    Column("modality", String(32), nullable=False),
+    Column("modality", String(32), primary_key=True),  # as in entries
     Column("tags", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("vector", LargeBinary, nullable=False),  # as in entries
@@ -306,7 +321,7 @@ jobs = Table(
     _cache_ref(),
     Column("name", String(32), nullable=False),
     Column("kind", String(16), nullable=False),
-    Column("source", Text),  # of a load: the file, from the inbox on
+    Column("source", Text),  # of a load: the file, from the inbox on; of a reembed: the embedder
     Column("state", String(16), nullable=False),
     Column("stage", String(16)),  # of the progress; None before the first
     Column("done_count", BigInteger),

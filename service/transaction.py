@@ -5,12 +5,12 @@ before anything else (caches in id order), so commits and seqs have the same ord
 replicas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from service.errors import NotFoundError
+from service.errors import NotFoundError, PreconditionError
 from service.records import CategoryRecord, Operation
 from service.rows import read_categories
 from service.tables import caches, categories, changes, entries
@@ -21,23 +21,35 @@ ID_CHUNK = 5_000
 
 @dataclass(slots=True)
 class CacheTransaction:
-    """One cache inside an open write transaction: its next seqs and the clock reading of the transaction."""
+    """One cache inside an open write transaction: its next seqs and the clock reading of the transaction.
+
+    spaces: those of the cache as the lock found them.
+    """
 
     connection: Connection
     cache_id: int
     cache: str
     now_ms: int
     seq: int
+    spaces: frozenset[str]
     _categories: dict[int, CategoryRecord] = field(default_factory=dict)
 
     @classmethod
     def lock(cls, connection: Connection, cache_id: int, *, now_ms: int) -> "CacheTransaction":
         """Lock the cache's feed row. Raises: NotFoundError."""
-        query = select(caches.c.name, caches.c.seq).where(caches.c.id == cache_id).with_for_update()
-        row = connection.execute(query).one_or_none()
+        query = select(caches.c.name, caches.c.seq, caches.c.modalities).where(caches.c.id == cache_id)
+        row = connection.execute(query.with_for_update()).one_or_none()
         if row is None:
             raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
-        return cls(connection, cache_id, row.name, now_ms, row.seq)
+        return cls(connection, cache_id, row.name, now_ms, row.seq, frozenset(row.modalities))
+
+    def check_spaces(self, spaces: Iterable[str]) -> None:
+        """Raise PreconditionError unless the cache still has these spaces."""
+        if not self.spaces.issuperset(spaces):
+            raise PreconditionError(
+                "the cache no longer takes embeddings of this embedder",
+                reason="EMBEDDER_MISMATCH",
+            )
 
     def all_categories(self) -> list[CategoryRecord]:
         """The cache's categories as this transaction sees them."""

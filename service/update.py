@@ -20,10 +20,12 @@ from service import registry
 from service.coding import label_codes_of
 from service.config import UpdateConfig
 from service.database import reading, writing
+from service.errors import PreconditionError
 from service.learned_rows import read_teaching
 from service.learning import StoredRows, of_modality, read_rows
 from service.records import CacheRecord, Operation
 from service.rows import active_encoder_id, read_cache, read_encoder, read_weights
+from service.spaces import is_first
 from service.tables import encoders, entries
 from service.transaction import CacheTransaction
 from service.update_gate import judge_update
@@ -97,6 +99,7 @@ def run_update(
         labelled = {*encoder.label_modalities, *learnable}
         dims = {own: dim for own, dim in encoder.modalities.items() if own in labelled}
         first = next(iter(dims))
+        check_reads_space(record, encoder, first)
         learned_to = watermark_after(
             connection, record, learnable, after=watermark, most=config.max_update_rows
         )
@@ -212,6 +215,16 @@ def issue_label_codes(tx: CacheTransaction, encoder: Encoder) -> int:
     return len(coded)
 
 
+def check_reads_space(cache: CacheRecord, encoder: Encoder, modality: str) -> None:
+    """Raise PreconditionError where the encoder's embeddings are those of an embedder that was replaced."""
+    if modality not in cache.modalities:
+        raise PreconditionError(
+            f"encoder {encoder.encoder_id} reads embeddings of an embedder that was replaced: train one anew,"
+            f" `nearhit train --cache {cache.name} --activate`",
+            reason="EMBEDDER_REPLACED",
+        )
+
+
 def read_unlearned(connection: Connection, cache: CacheRecord) -> Unlearned:
     """Rows that make an update due: labelled, of modalities that it would learn, and stored since what the
     encoder or any that descends from it saw; none without an active encoder. Cost O(labelled rows since).
@@ -230,7 +243,7 @@ def read_unlearned(connection: Connection, cache: CacheRecord) -> Unlearned:
         entries.c.seq > seen_to,
     )
     waiting = Unlearned(**connection.execute(query).one()._mapping)
-    if not waiting.row_count or len(cache.modalities) == 1:
+    if not waiting.row_count or (len(cache.modalities) == 1 and all(map(is_first, cache.modalities))):
         return waiting  # without reading the encoder
     encoder = load_encoder(read_weights(connection, cache.id, cache.active_encoder_id))
     header = _state_header(connection, cache.id, cache.active_encoder_id)

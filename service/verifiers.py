@@ -1,7 +1,7 @@
 """Mutations of a cache's verifiers. Each runs in a write transaction that holds the cache's lock, as changes
 of categories do: that a category asks for consent and that nobody can give it never become true together."""
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from hashing.errors import CheckpointError
 from hashing.verifier import Verifier, dump_verifier, load_verifier
@@ -74,8 +74,12 @@ def activate_verifier(connection: Connection, cache_id: int, verifier_id: str) -
     except CheckpointError as error:
         name = child_name(cache.name, "verifiers", verifier_id)
         raise PreconditionError(f"{name}: {error}", reason="VERIFIER_DAMAGED") from error
-    of_modality = (verifiers.c.cache_id == cache.id, verifiers.c.modality == verifier.modality)
-    connection.execute(update(verifiers).where(*of_modality).values(state=CANDIDATE))
+    # Those of spaces that are no more, too: until now they stood for the consent that categories ask for.
+    replaced = or_(
+        verifiers.c.modality == verifier.modality, verifiers.c.modality.not_in(list(cache.modalities))
+    )
+    others = update(verifiers).where(verifiers.c.cache_id == cache.id, replaced)
+    connection.execute(others.values(state=CANDIDATE))
     _set_state(connection, cache, verifier_id, ACTIVE)
     return read_verifier(connection, cache, verifier_id)
 

@@ -1,5 +1,5 @@
 """The worker: takes queued jobs, and queues them: an update where new labelled rows are due, learning from
-verdicts where enough wait, a load for each file that appears in the inbox."""
+verdicts where enough wait, a load for each file that appears in the inbox. Re-embedding is queued by hand."""
 
 import json
 import logging
@@ -18,10 +18,18 @@ from hashing.errors import HashingError
 from service import jobs
 from service.config import Config
 from service.database import reading, writing
-from service.errors import NotFoundError, ServiceError, StoreFullError, StoreUnavailableError
+from service.embedder import EMBED_SECONDS, Embedder
+from service.errors import (
+    EmbedderUnavailableError,
+    NotFoundError,
+    ServiceError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from service.inbox import FileLoader, Inbox, InboxFile, RefusedFileError
 from service.lease import Lease
 from service.records import CacheRecord, JobRecord
+from service.reembedding import reembed_texts
 from service.rows import read_caches
 from service.shift_store import shift_alarm_since
 from service.tables import caches
@@ -38,6 +46,7 @@ class Worker:
 
     load_file: loads the files of `[update] inbox`; None: it has none. Workers that have one share the folder.
     learn_pairs: learns from verdicts; None: it cannot, and leaves those jobs to others.
+    embedder: takes the jobs that embed by it, and is started at the first one; who gives it stops it.
     """
 
     def __init__(
@@ -48,12 +57,14 @@ class Worker:
         clock: Callable[[], int],
         load_file: FileLoader | None = None,
         learn_pairs: PairLearner | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
         self._clock = clock
         self._load_file = load_file
         self._learn_pairs = learn_pairs
+        self._embedder = embedder
         folder = config.update.inbox
         self._inbox = Inbox(Path(folder)) if folder and load_file is not None else None
         able = {jobs.UPDATE: True, jobs.LOAD: self._inbox, jobs.LEARN_PAIRS: learn_pairs}
@@ -179,6 +190,7 @@ class Worker:
 
     def run_one(self) -> bool:
         """Run one job; False where none waits."""
+        embedder_id = self._embedder_id()
         with writing(self._engine) as connection:
             job = jobs.lease(
                 connection,
@@ -186,6 +198,7 @@ class Worker:
                 now_ms=self._clock(),
                 lease_ms=self._lease_ms,
                 kinds=self._kinds,
+                embedder_id=embedder_id,
             )
             if job is None:
                 return False
@@ -217,6 +230,8 @@ class Worker:
                 logger.info(
                     "job %s: %s", job.name, "activated" if learned["accepted"] else learned["reasons"]
                 )
+            elif job.kind == jobs.REEMBED:
+                self._reembed(job, cache, lease)
             else:
                 outcome = self._update(job, cache, lease)
                 logger.info("job %s: %s", job.name, "activated" if outcome.accepted else outcome.reasons)
@@ -244,6 +259,37 @@ class Worker:
             jobs.finish(connection, job, state=jobs.SUCCEEDED, report=report, now_ms=self._clock())
 
         return self._learn_pairs(self._engine, cache, lease.tell, conclude)
+
+    def _embedder_id(self) -> str | None:
+        """Of the embedder, where a job waits for one; None: it has none, or it does not start."""
+        if self._embedder is None:
+            return None
+        if self._embedder.spec is None:
+            with reading(self._engine) as connection:
+                if not jobs.is_waiting(connection, kind=jobs.REEMBED):
+                    return None
+            try:
+                self._embedder.start()
+            except EmbedderUnavailableError as error:
+                logger.error("no job that embeds can be taken: %s", error)
+        return None if self._embedder.spec is None else self._embedder.spec.embedder_id
+
+    def _reembed(self, job: JobRecord, cache: str, lease: Lease) -> None:
+        """Move entries to the embedder's space; what is moved stays so, whatever becomes of the job."""
+        embedder = self._embedder
+        assert embedder is not None and job.source is not None  # or it would not have been taken
+        report = reembed_texts(
+            self._engine,
+            cache,
+            embedder_id=job.source,
+            embed=lambda texts: embedder.embed(texts, timeout_seconds=EMBED_SECONDS),
+            clock=self._clock,
+            progress=lease.tell,
+        )
+        with writing(self._engine) as connection:
+            told = json.dumps(asdict(report))
+            jobs.finish(connection, job, state=jobs.SUCCEEDED, report=told, now_ms=self._clock())
+        logger.info("job %s: %s", job.name, told)
 
     def _load(self, job: JobRecord, lease: Lease) -> None:
         """Load a file. Rows that are stored already are skipped, so it may be begun again at any point."""

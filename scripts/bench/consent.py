@@ -26,10 +26,11 @@ from scripts.row_files import read_lines
 from scripts.server_process import write_config
 from service.accesses import AccessLog
 from service.application import clock_ms
-from service.cache import LookupQuery, LookupReason, SemanticCache
+from service.cache import SemanticCache
 from service.config import Config, load_config
 from service.database import open_engine, reading, writing
 from service.embedding import Input
+from service.finding import LookupQuery, LookupReason
 from service.registry import update_category
 from service.replica import CacheReplica
 from service.rows import read_cache

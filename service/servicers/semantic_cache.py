@@ -14,7 +14,7 @@ from service import convert, store
 from service.application import Application, await_write, clock_ms, time_limit
 from service.coding import to_stored
 from service.database import reading
-from service.embedding import Input, embed_inputs
+from service.embedding import Embedded, Input, embed_inputs
 from service.errors import EmbedderUnavailableError, InvalidRequestError
 from service.ingest import submit_imports, submit_stores
 from service.keys import child_name, parse_cache, parse_child, parse_parent
@@ -166,13 +166,15 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             "generation": token.generation,
             "seq": token.seq,
         }
+        query = None
         if request.HasField("query"):
-            vector = self._judged_query(replica, source, timeout_seconds=time_limit(context) / 2)
-            values["query_vector"] = vector if values["verdict"] in PAIR_LABELS else None
+            query = self._judged_query(replica, source, timeout_seconds=time_limit(context) / 2)
+            if query is not None and values["verdict"] in PAIR_LABELS:
+                values["query_vector"] = to_stored(query.vector).tobytes()
         answer = self._app.writer.submit(
             token.cache_id,
             lambda tx: (
-                store.record_feedback(tx, values, query_modality=source.modality),
+                store.record_feedback(tx, values, query_space=query.space if query else ""),
                 store.entry_name(tx.connection, token.entry_id),
             ),
         )
@@ -280,16 +282,20 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             query = query.where(entries.c.category_id == state.category(category).id)
         return cache, query, state
 
-    def _judged_query(self, replica: CacheReplica, source: Input, *, timeout_seconds: float) -> bytes | None:
-        """The query of a verdict as vectors are stored; None where its text cannot be embedded: a verdict is
-        kept all the same. Raises: InvalidRequestError."""
+    def _judged_query(
+        self, replica: CacheReplica, source: Input, *, timeout_seconds: float
+    ) -> Embedded | None:
+        """The query of a verdict; None where its text cannot be embedded: a verdict is kept all the same.
+
+        Raises: InvalidRequestError.
+        """
         try:
-            (vector,) = embed_inputs(
+            (query,) = embed_inputs(
                 replica.state.record, [source], embedder=self._app.embedder, timeout_seconds=timeout_seconds
             )
         except EmbedderUnavailableError:
             return None
-        return to_stored(vector).tobytes()
+        return query
 
     def _token_of(self, text: str) -> tuple[CacheReplica, LookupToken]:
         """The token and the cache whose key signed it."""

@@ -46,6 +46,7 @@ def nearhit(config_path: Path) -> Run:
             "train-verifier",
             "build",
             "update",
+            "migrate-embedder",
             "worker",
             "jobs",
             "encoders",

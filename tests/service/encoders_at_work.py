@@ -13,7 +13,13 @@ from service.learning import train_from_store
 
 
 def train(
-    config: Config, client: Client, *, with_graph: bool, cache: str = "rows", code_bits: int = 64
+    config: Config,
+    client: Client,
+    *,
+    with_graph: bool,
+    cache: str = "rows",
+    code_bits: int = 64,
+    modality: str = "text",
 ) -> None:
     """An active encoder with label codes, and a generation that the server serves."""
     engine = open_engine(config.store)
@@ -21,7 +27,7 @@ def train(
         engine,
         cache,
         config=EncoderConfig(code_bits=code_bits, label_bits=64, itq_iterations=5, feature_count=64),
-        modality="text",
+        modality=modality,
         progress=None,
         now_ms=clock_ms(),
     )

@@ -18,13 +18,14 @@ from store_rows import DIM, StoreCache, make_cache, new_entry
 from hashing.errors import EmbeddingsError
 from service import registry, store
 from service.accesses import AccessLog
-from service.cache import LookupAnswer, LookupMode, LookupQuery, LookupReason, SemanticCache
+from service.cache import LookupAnswer, SemanticCache
 from service.check import check_cache
 from service.coding import from_stored, normalise
 from service.config import Config, SearchConfig, StoreConfig
 from service.consent import SHORTLIST
 from service.database import migrate, open_engine, reading, writing
 from service.embedding import Input
+from service.finding import LookupMode, LookupQuery, LookupReason
 from service.generations import build_index
 from service.keys import text_fingerprint
 from service.payload import TEXT_CHARACTERS

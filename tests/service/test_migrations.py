@@ -11,8 +11,9 @@ from store_rows import make_cache
 
 from service import tables
 from service.config import StoreConfig
-from service.database import check_schema, migrate, open_engine, reading, schema_revision
+from service.database import check_schema, migrate, open_engine, reading, schema_revision, writing
 from service.errors import MigrationError
+from service.rows import read_cache
 
 
 @pytest.fixture
@@ -77,3 +78,31 @@ def test_repeated_migration_keeps_revision_and_rows(engine: Engine) -> None:
         before = schema_revision(connection)
     assert migrate(engine) == before
     assert cache.seq() == 0
+
+
+def test_learned_rows_of_before_are_kept_and_may_be_kept_once_a_space(engine: Engine) -> None:
+    cache = make_cache(engine, dim=DIM)
+    learned(cache, "a", "b")
+    migrate(engine, revision="0005")
+    table = tables.learned_rows
+    with reading(engine) as connection:
+        before = connection.execute(table.select().order_by(table.c.row_id)).all()
+    migrate(engine)
+    with writing(engine) as connection:
+        assert connection.execute(table.select().order_by(table.c.row_id)).all() == before != []
+        again = {**before[0]._mapping, "modality": "text:2"}
+        connection.execute(table.insert().values(**again))
+    migrate(engine, revision="0005")
+    with reading(engine) as connection:
+        kept = connection.execute(table.select().order_by(table.c.row_id)).all()
+    assert [row.row_id for row in kept] == [row.row_id for row in before]
+
+
+def test_cache_of_before_there_were_spaces_has_one_a_modality(engine: Engine) -> None:
+    cache = make_cache(engine)
+    with writing(engine) as connection:
+        of_before = {"text": {"dim": 8, "embedder_id": "old"}}
+        connection.execute(tables.caches.update().values(modalities=of_before))
+    with reading(engine) as connection:
+        (spec,) = read_cache(connection, cache.name).modalities.values()
+    assert (spec.dim, spec.embedder_id, spec.succeeds) == (8, "old", "")

@@ -29,11 +29,12 @@ from hashing.shift import ShiftMonitor
 from hashing.shift_reference import fit_shift_reference
 from service import registry, shift_watch, store
 from service.accesses import AccessLog, BestDistances
-from service.cache import LookupMode, LookupQuery, SemanticCache
+from service.cache import SemanticCache
 from service.config import Config, SearchConfig, ShiftConfig, load_config, render_config
 from service.database import open_engine, reading, writing
 from service.embedding import Input
 from service.errors import ConfigurationError, StoreUnavailableError
+from service.finding import LookupMode, LookupQuery
 from service.records import ShiftRecord
 from service.replica import CacheReplica
 from service.rows import read_cache, read_category

@@ -76,14 +76,16 @@ class Cache(_message.Message):
     def __init__(self, name: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[Modality, _Mapping]]] = ..., code_bits: _Optional[int] = ..., label_bits: _Optional[int] = ..., active_encoder: _Optional[str] = ..., seq: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Modality(_message.Message):
-    __slots__ = ("modality", "dim", "embedder_id")
+    __slots__ = ("modality", "dim", "embedder_id", "successor")
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_ID_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
     modality: str
     dim: int
     embedder_id: str
-    def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ...) -> None: ...
+    successor: Modality
+    def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ..., successor: _Optional[_Union[Modality, _Mapping]] = ...) -> None: ...
 
 class Category(_message.Message):
     __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift")
@@ -299,10 +301,12 @@ class Job(_message.Message):
         KIND_UPDATE: _ClassVar[Job.Kind]
         KIND_LOAD: _ClassVar[Job.Kind]
         KIND_LEARN_PAIRS: _ClassVar[Job.Kind]
+        KIND_REEMBED: _ClassVar[Job.Kind]
     KIND_UNSPECIFIED: Job.Kind
     KIND_UPDATE: Job.Kind
     KIND_LOAD: Job.Kind
     KIND_LEARN_PAIRS: Job.Kind
+    KIND_REEMBED: Job.Kind
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Job.State]

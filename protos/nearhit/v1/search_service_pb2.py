@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from nearhit.v1 import resources_pb2 as nearhit_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnearhit/v1/search_service.proto\x12\nnearhit.v1\x1a\x1anearhit/v1/resources.proto\"\xc2\x02\n\rSearchRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x05query\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Query\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x12\n\x05scope\x18\x06 \x01(\tH\x00\x88\x01\x01\x12$\n\x04path\x18\x07 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\'\n\tcode_kind\x18\x08 \x01(\x0e\x32\x14.nearhit.v1.CodeKind\x12\x0f\n\x07min_seq\x18\t \x01(\x03\x12#\n\x04view\x18\n \x01(\x0e\x32\x15.nearhit.v1.EntryView\x12\x12\n\nmin_recall\x18\x0b \x01(\x01\x12\x17\n\x0ftarget_modality\x18\x0c \x01(\tB\x08\n\x06_scope\"v\n\x0cSearchResult\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x10\n\x08\x64istance\x18\x02 \x01(\x01\x12\x1d\n\x10hamming_distance\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_hamming_distance\"\xa6\x01\n\x0eSearchResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.nearhit.v1.SearchResult\x12+\n\x0bsearch_path\x18\x02 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\x1b\n\x13\x63\x61ndidates_examined\x18\x03 \x01(\x03\x12\x12\n\ngeneration\x18\x04 \x01(\t\x12\x0b\n\x03seq\x18\x05 \x01(\x03\"Q\n\x12\x42\x61tchSearchRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.nearhit.v1.SearchRequest\"D\n\x13\x42\x61tchSearchResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.nearhit.v1.SearchResponse*R\n\x08\x43odeKind\x12\x19\n\x15\x43ODE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ODE_KIND_INSTANCE\x10\x01\x12\x13\n\x0f\x43ODE_KIND_LABEL\x10\x02\x32\xa0\x01\n\rSearchService\x12?\n\x06Search\x12\x19.nearhit.v1.SearchRequest\x1a\x1a.nearhit.v1.SearchResponse\x12N\n\x0b\x42\x61tchSearch\x12\x1e.nearhit.v1.BatchSearchRequest\x1a\x1f.nearhit.v1.BatchSearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fnearhit/v1/search_service.proto\x12\nnearhit.v1\x1a\x1anearhit/v1/resources.proto\"\xc2\x02\n\rSearchRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x05query\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Query\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12\x12\n\x05scope\x18\x06 \x01(\tH\x00\x88\x01\x01\x12$\n\x04path\x18\x07 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\'\n\tcode_kind\x18\x08 \x01(\x0e\x32\x14.nearhit.v1.CodeKind\x12\x0f\n\x07min_seq\x18\t \x01(\x03\x12#\n\x04view\x18\n \x01(\x0e\x32\x15.nearhit.v1.EntryView\x12\x12\n\nmin_recall\x18\x0b \x01(\x01\x12\x17\n\x0ftarget_modality\x18\x0c \x01(\tB\x08\n\x06_scope\"\x86\x01\n\x0cSearchResult\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x10\n\x08\x64istance\x18\x02 \x01(\x01\x12\x1d\n\x10hamming_distance\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06mapped\x18\x04 \x01(\x08\x42\x13\n\x11_hamming_distance\"\xa6\x01\n\x0eSearchResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.nearhit.v1.SearchResult\x12+\n\x0bsearch_path\x18\x02 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\x1b\n\x13\x63\x61ndidates_examined\x18\x03 \x01(\x03\x12\x12\n\ngeneration\x18\x04 \x01(\t\x12\x0b\n\x03seq\x18\x05 \x01(\x03\"Q\n\x12\x42\x61tchSearchRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.nearhit.v1.SearchRequest\"D\n\x13\x42\x61tchSearchResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.nearhit.v1.SearchResponse*R\n\x08\x43odeKind\x12\x19\n\x15\x43ODE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ODE_KIND_INSTANCE\x10\x01\x12\x13\n\x0f\x43ODE_KIND_LABEL\x10\x02\x32\xa0\x01\n\rSearchService\x12?\n\x06Search\x12\x19.nearhit.v1.SearchRequest\x1a\x1a.nearhit.v1.SearchResponse\x12N\n\x0b\x42\x61tchSearch\x12\x1e.nearhit.v1.BatchSearchRequest\x1a\x1f.nearhit.v1.BatchSearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearhit.v1.search_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEKIND']._serialized_start=842
-  _globals['_CODEKIND']._serialized_end=924
+  _globals['_CODEKIND']._serialized_start=859
+  _globals['_CODEKIND']._serialized_end=941
   _globals['_SEARCHREQUEST']._serialized_start=76
   _globals['_SEARCHREQUEST']._serialized_end=398
-  _globals['_SEARCHRESULT']._serialized_start=400
-  _globals['_SEARCHRESULT']._serialized_end=518
-  _globals['_SEARCHRESPONSE']._serialized_start=521
-  _globals['_SEARCHRESPONSE']._serialized_end=687
-  _globals['_BATCHSEARCHREQUEST']._serialized_start=689
-  _globals['_BATCHSEARCHREQUEST']._serialized_end=770
-  _globals['_BATCHSEARCHRESPONSE']._serialized_start=772
-  _globals['_BATCHSEARCHRESPONSE']._serialized_end=840
-  _globals['_SEARCHSERVICE']._serialized_start=927
-  _globals['_SEARCHSERVICE']._serialized_end=1087
+  _globals['_SEARCHRESULT']._serialized_start=401
+  _globals['_SEARCHRESULT']._serialized_end=535
+  _globals['_SEARCHRESPONSE']._serialized_start=538
+  _globals['_SEARCHRESPONSE']._serialized_end=704
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=706
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=787
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=789
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=857
+  _globals['_SEARCHSERVICE']._serialized_start=944
+  _globals['_SEARCHSERVICE']._serialized_end=1104
 # @@protoc_insertion_point(module_scope)

@@ -46,14 +46,16 @@ class SearchRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., top_k: _Optional[int] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., scope: _Optional[str] = ..., path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., code_kind: _Optional[_Union[CodeKind, str]] = ..., min_seq: _Optional[int] = ..., view: _Optional[_Union[_resources_pb2.EntryView, str]] = ..., min_recall: _Optional[float] = ..., target_modality: _Optional[str] = ...) -> None: ...
 
 class SearchResult(_message.Message):
-    __slots__ = ("entry", "distance", "hamming_distance")
+    __slots__ = ("entry", "distance", "hamming_distance", "mapped")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     HAMMING_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_FIELD_NUMBER: _ClassVar[int]
     entry: _resources_pb2.Entry
     distance: float
     hamming_distance: int
-    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., distance: _Optional[float] = ..., hamming_distance: _Optional[int] = ...) -> None: ...
+    mapped: bool
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., distance: _Optional[float] = ..., hamming_distance: _Optional[int] = ..., mapped: bool = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("results", "search_path", "candidates_examined", "generation", "seq")
