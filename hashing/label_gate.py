@@ -13,8 +13,8 @@ from hashing.embeddings import CHUNK_ROWS
 from hashing.inference import Encoder
 from hashing.label_part import is_finite
 from hashing.metrics import ClassRetrieval, class_retrieval
+from hashing.shares import share_bounds
 from hashing.trainer import Progress, no_progress
-from hashing.wilson import wilson_bounds
 
 MAP_TOLERANCE = 0.01
 """Loss of mAP on old rows that the gate lets pass, unless told otherwise."""
@@ -86,7 +86,7 @@ def evaluate_label_update(
     old_rows: None where nothing labelled was stored before. new_rows: what the update learned, with held-out
     queries; there may be none. modality: of all these rows; None for that of the label part. The new
     encoder is accepted iff it loses at most `map_tolerance` of mAP on the old queries, the share of their
-    answers that turn wrong (negative flips: Yan et al., CVPR 2021) is not surely, by `wilson_bounds`, over
+    answers that turn wrong (negative flips: Yan et al., CVPR 2021) is not surely, by `share_bounds`, over
     `flip_tolerance`, no stored bit changes, and its label part is finite. Cost O(queries x stored rows): pass
     a sample of a large database.
     progress: told of "judge", in queries; may raise to stop.
@@ -130,7 +130,7 @@ def evaluate_label_update(
             }
     asked = _found(new, new_rows, stored_bits, stored_labels, modality=modality, seed=seed, told=told)
     reasons = _map_reasons(figures, tolerance=map_tolerance)
-    if wilson_bounds(flip_count, old_count)[0] > flip_tolerance:
+    if share_bounds(flip_count, old_count)[0] > flip_tolerance:
         reasons.append(f"{flip_count} of {old_count} old answers turn wrong, tolerance {flip_tolerance}")
     if not is_finite(new.label_heads[modality], new_rows.query_embeddings):
         reasons.insert(0, "the label part is not finite")

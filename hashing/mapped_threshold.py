@@ -19,7 +19,7 @@ from hashing.embeddings import as_rows, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.metrics import QUERY_CHUNK
 from hashing.neighbour_ranking import OWN_COSINE
-from hashing.wilson import wilson_bounds
+from hashing.shares import share_bounds
 
 GRID = tuple(step / 100 for step in range(1, 101))
 """Thresholds in the old space, cosine distances, for which one in the mapped space is sought."""
@@ -86,7 +86,7 @@ def limits_of(
     over 2 in `mapped`: the query has no row. shift: float [q], of the mapped query from the old embedding.
 
     For a threshold t the limit is the largest distance such that queries whose nearest row is within it, and
-    truly farther than t, are at most WRONG_SHARE of all by the upper end of Wilson's one-sided 95% interval;
+    truly farther than t, are at most WRONG_SHARE of all by the upper end of an exact one-sided 95% interval;
     there is none where that cannot even be said of no such query. And it is no larger than the angles to the
     row and of the largest shift together allow a row that is truly within t to be.
     """
@@ -105,7 +105,7 @@ def limits_of(
 
 
 def _is_too_wrong(errors: int, count: int) -> bool:
-    return wilson_bounds(errors, count)[1] > WRONG_SHARE
+    return share_bounds(errors, count)[1] > WRONG_SHARE
 
 
 def _angle(distance: float) -> float:

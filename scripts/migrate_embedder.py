@@ -8,7 +8,7 @@ old ones are of the mapped query, and lookups decide by thresholds that were cal
 the old one finds old entries alone: switch applications first, then embed anew.
 
 Give the new embeddings with --pairs, or have the configured [embedder] embed texts of the cache. Some 1,000
-entries make a map; with under 270 none of its distances can be shown to be safe to answer by. --reembed
+entries make a map; with under 300 none of its distances can be shown to be safe to answer by. --reembed
 leaves the rest to a `nearhit worker` whose [embedder] is the new one, most used entries first. Without an
 option it shows how things stand. Exit status 0 done, 4 the map was rejected.
 
