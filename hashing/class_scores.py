@@ -8,7 +8,7 @@ class first; how it ranks the others is approximate, as their codes are not orth
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,17 +94,16 @@ def draw_quadratic(
     Fashion-MNIST; otherwise they are even. It is a property of the embedder: 500 rows of one domain serve as
     well as all of ten.
 
-    Directions that follow rows tell of them, also of those that are forgotten later. So the draw is seeded by
-    the content of the rows as well: without every one of them it cannot be repeated, and the covariance is
-    known only up to its sampling error.
+    Directions that follow rows tell of them, also of those that are forgotten later. So their draw has a
+    secret that is kept nowhere: it cannot be repeated, and shows the covariance only up to the error of a
+    sample of `count`.
     Raises: EmbeddingsError; DimensionError.
     """
-    key, spread = [seed], None
+    rng, spread = np.random.default_rng(seed), None
     if rows is not None and len(rows) >= SPREAD_LEAST_ROWS:
         read = as_rows(sample_rows(rows, limit=SPREAD_ROWS_LIMIT, rng=np.random.default_rng(seed)), dim=dim)
-        key.append(int.from_bytes(hashlib.sha256(read.tobytes()).digest()))
-        spread = _spread(read)
-    directions = np.random.default_rng(key).standard_normal((dim, count), dtype=np.float32)
+        rng, spread = np.random.default_rng(secrets.randbits(256)), _spread(read)
+    directions = rng.standard_normal((dim, count), dtype=np.float32)
     if spread is not None:
         directions = spread @ directions
     directions /= np.linalg.norm(directions, axis=0)

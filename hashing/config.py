@@ -32,7 +32,8 @@ class EncoderConfig:
     feature_count: random features of the label part, 1..16384; a discriminant adds the embedding itself.
     gamma: standard deviation of a regression's feature frequencies, in radians per unit of distance.
     ridge: ridge penalty of the label part (lambda).
-    seed: source of every random draw; equal seed and rows give an equal encoder on one machine.
+    seed: source of every random draw; equal seed and rows give an equal encoder on one machine, but for the
+    features of a discriminant that follow rows (`class_scores.draw_quadratic`).
 
     Raises: ConfigError that names the key.
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hashing.checkpoint import FORMAT_VERSION, STATE_FORMAT, dump_state, load_sealed, load_state
+from hashing.errors import CheckpointError
 from hashing.inference import Encoder
 from hashing.label_part import LearnedState, LearnedStates
 from hashing.sealed_tensors import field_of, header_document, seal_tensors, tensor_of
@@ -35,7 +38,7 @@ def load_states(content: bytes | None, *, encoder: Encoder) -> dict[str, Learned
         return {modality: load_state(content) for modality in _sole_modality(encoder)}
     tensors, document = load_sealed(STATES_FORMAT, content)
     states: dict[str, LearnedState] = {}
-    for modality in field_of(document, "modalities", list):
+    for modality in _named(document):
         name = _tensor_name(modality)
         shape = tensors[name].shape if name in tensors else ()
         states[modality] = load_state(tensor_of(tensors, name, np.uint8, shape).tobytes())
@@ -52,7 +55,14 @@ def kept_modalities(content: bytes | None, *, encoder: Encoder) -> tuple[str, ..
     document = header_document(content)
     if document.get("format") == STATE_FORMAT:
         return _sole_modality(encoder)
-    return tuple(field_of(document, "modalities", list))
+    return _named(document)
+
+
+def _named(document: dict[str, Any]) -> tuple[str, ...]:
+    names = field_of(document, "modalities", list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise CheckpointError("modalities are not distinct names")
+    return tuple(names)
 
 
 def _sole_modality(encoder: Encoder) -> tuple[str, ...]:

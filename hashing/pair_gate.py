@@ -14,6 +14,7 @@ from hashing.inference import Encoder
 from hashing.metrics import recall_at_k, top_columns
 from hashing.neighbour_ranking import OWN_COSINE
 from hashing.radius import COVERAGE, code_words, leading_distances
+from hashing.shares import share_bounds
 
 RECALL_TOLERANCE = 0.02
 """Loss of recall of exact neighbours that the gate lets pass, unless told otherwise."""
@@ -113,9 +114,9 @@ def evaluate_pair_update(
 
     The new encoder is accepted iff recall was judged and falls by at most `recall_tolerance`, at most the
     share `flip_tolerance` of the judged answers turns wrong (negative flips: Yan et al., CVPR 2021), its
-    radii hold COVERAGE, or as much as the old encoder's did, and the precision of LEAST_JUDGED_HITS at any
-    threshold falls by at most `precision_tolerance`. Cost O(queries x rows): pass a sample of a large
-    database.
+    radii hold COVERAGE, or as much as the old encoder's did, and the precision at no threshold, of
+    LEAST_JUDGED_HITS before and after, surely (`share_bounds`) falls by more than `precision_tolerance`.
+    Cost O(queries x rows): pass a sample of a large database.
     Raises: TrainingDataError for no row, no query, or pairs of others; EmbeddingsError; DimensionError;
     UnknownModalityError.
     """
@@ -174,9 +175,9 @@ def _recall_reasons(before: float, after: float, *, tolerance: float) -> list[st
 
 def _precision_reasons(name: str, point: OperatingPoint, *, tolerance: float) -> list[str]:
     before, after = point.precision_before, point.precision_after
-    if before is None or after is None or point.judged_after < LEAST_JUDGED_HITS:
+    if before is None or after is None or min(point.judged_before, point.judged_after) < LEAST_JUDGED_HITS:
         return []
-    if before - after > tolerance:
+    if share_bounds(round(after * point.judged_after), point.judged_after)[1] < before - tolerance:
         fall = f"falls from {before:.4f} to {after:.4f}, tolerance {tolerance}"
         return [f"precision at the threshold of {name} {fall}"]
     return []

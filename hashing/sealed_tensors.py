@@ -76,14 +76,16 @@ def header_document(content: bytes) -> dict[str, Any]:
     if not header.rstrip(b" ").endswith(b"}"):  # JSON would take other white space for the padding
         raise CheckpointError("header is padded with something else than spaces")
     try:
-        text = json.loads(header)["__metadata__"][METADATA_KEY]
+        outer = json.loads(header)
+        text = outer["__metadata__"][METADATA_KEY]
         document = json.loads(text)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"header holds no {METADATA_KEY} metadata") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{METADATA_KEY} metadata is not an object")
 
-    if text != _document_text(document):
+    written = json.dumps(outer, separators=(",", ":"), ensure_ascii=False).encode()
+    if text != _document_text(document) or header.rstrip(b" ") != written:
         raise CheckpointError(f"{METADATA_KEY} metadata is not written as this library writes it")
     return document
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, select
 from hashing.checkpoint import load_encoder
 from hashing.errors import CheckpointError
 from hashing.inference import Encoder
-from hashing.pair_gate import HeldOutPairs, PairGateReport, evaluate_pair_update
+from hashing.pair_gate import LEAST_ROWS, HeldOutPairs, PairGateReport, evaluate_pair_update
 from hashing.trainer import Progress
 from scripts.arguments import CommandError
 from service import registry
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_REHEARSED_ROWS = 20_000
 MAX_GATE_ROWS = 5_000
 GATE_SHARE = 0.1
+JUDGED_ROWS = LEAST_ROWS + 10  # a query is not judged by its own row and its answers
 SMALL_PAIR_COUNT = 4_000
 """Fewer pairs than this are passed over four times, in small batches."""
 
@@ -97,6 +98,15 @@ def learn_pairs(
     rng = np.random.default_rng(seed)
     split = split_pairs(pairs, row_count=len(rows), validation_share=GATE_SHARE, rng=rng)
     rehearsed, judged = _share_out(base.stored.vectors, rows, split.validation, rng=rng)
+    if len(judged) < LEAST_ROWS:
+        waiting: dict[str, Any] = {
+            "encoder_id": None,
+            "accepted": False,
+            "reasons": (f"{len(base.stored)} stored entries are too few to judge by: they wait for more",),
+        }
+        with writing(engine) as connection:
+            conclude(connection, waiting)
+        return waiting
     few = {"epochs": 4, "batch_size": 64} if len(pairs) < SMALL_PAIR_COUNT else {}
     learned = update_pairs(
         parent,
@@ -147,7 +157,7 @@ def _share_out(
     *,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Stored vectors to rehearse, and a fifth of all to judge among.
+    """Stored vectors to rehearse, and a fifth of all to judge among, or JUDGED_ROWS if that is half at most.
 
     Those of held-out pairs are neither: they are there as answers. Vectors of pairs that are learned judge
     where there are too few others: what is searched are codes of the parent, which do not change.
@@ -157,7 +167,7 @@ def _share_out(
     drawn = rng.permutation([i for i, row in enumerate(stored) if row.tobytes() not in held_out])
     is_paired = np.array([stored[i].tobytes() in paired for i in drawn], dtype=bool)
     drawn = drawn[np.argsort(is_paired, kind="stable")].astype(np.int64)
-    count = min(MAX_GATE_ROWS, len(stored) // 5)
+    count = min(MAX_GATE_ROWS, max(len(stored) // 5, min(JUDGED_ROWS, len(drawn) // 2)))
     return stored[np.sort(drawn[count:])], stored[drawn[:count]]
 
 

@@ -183,10 +183,10 @@ class EmbedderConfig:
 class UpdateConfig:
     """When the worker learns: once `min_labelled_rows` wait, or one of them for `max_age_seconds` (0: age
     does not count). An update reads at most `max_update_rows`, and is rejected where it loses over
-    `max_map_drop` of mAP on up to `max_gate_rows` old rows, or surely turns over the share `max_flips` of the
-    right answers among them wrong. Instance codes learn (with torch) once `min_verdicts` with a query wait
-    (0: never; `max_update_rows` where that is less), 25 right and 25 wrong at least; of each kind the newest
-    `max_update_rows` are read. Files that appear below the folder `inbox`
+    `max_map_drop` of mAP on up to `max_gate_rows` old rows, or where the answers of surely more than the
+    share `max_flips` of their queries turn from right to wrong. Instance codes learn (with torch) once
+    `min_verdicts` with a query wait (0: never; `max_update_rows` where that is less), 25 right and 25 wrong
+    at least; of each kind the newest `max_update_rows` are read. Files that appear below the folder `inbox`
     (empty: none) are loaded, those over `inbox_max_mib` refused. The worker looks every `poll_seconds`. A
     dead worker's job is taken over `lease_seconds` after its last sign of life; what failed or was cancelled
     is not queued again for `retry_seconds`."""

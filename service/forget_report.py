@@ -173,8 +173,9 @@ def _notes(cache: str, kept: KeptParts, *, is_sqlite: bool, rewrite: bool) -> tu
     ]
     if kept.encoders:
         notes.append(
-            "instance codes of the encoders kept were fitted on all rows together; to start over:"
-            f" `nearhit train --cache {cache} --activate`, then `nearhit build --cache {cache} --reencode`"
+            "instance codes and label features of the encoders kept were fitted on all rows together; to"
+            f" start over: `nearhit train --cache {cache} --activate`, then `nearhit build --cache {cache}"
+            " --reencode`"
         )
     if kept.verifiers:
         notes.append("verifiers were trained from files, whose rows are not traced")

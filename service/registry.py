@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hashing.checkpoint import dump_encoder, load_encoder
@@ -178,7 +178,8 @@ def register_encoder(
     The same encoder again keeps what is there, but where it was rejected the new verdict counts, and where it
     was destroyed it is there again. `metrics` are added to the encoder's own. learned: the rows that its
     label parts have beyond its parent's. read_row_ids: all that it was trained on, labelled or not.
-    untraced_row_count: those that no store has; None: nobody knows. verdict_watermark: None: its parent's.
+    untraced_row_count: those that no store has; None: nobody knows. verdict_watermark: None: its parent's, or
+    that of any child of it, rejected or rolled back, so that what they read is not learned again by itself.
 
     Raises:
         NotFoundError: the cache was deleted.
@@ -206,8 +207,12 @@ def register_encoder(
         connection.execute(delete(learned_by).where(*own))
     if known in (None, REJECTED, DESTROYED):
         if verdict_watermark is None:
-            of_parent = (encoders.c.cache_id == cache.id, encoders.c.encoder_id == encoder.parent_id)
-            inherited = select(encoders.c.verdict_watermark).where(*of_parent)
+            of_cache = encoders.c.cache_id == cache.id
+            before = or_(
+                encoders.c.encoder_id == encoder.parent_id,
+                encoders.c.encoder_id.in_(descendants(cache.id, encoder.parent_id or "")),
+            )
+            inherited = select(func.max(encoders.c.verdict_watermark)).where(of_cache, before)
             verdict_watermark = connection.execute(inherited).scalar()
         values = {
             "cache_id": cache.id,
@@ -284,6 +289,17 @@ def issued_class_codes(connection: Connection, cache_id: int) -> ClassCodes | No
     words = np.frombuffer(b"".join(row.code for row in rows), dtype="<u8").reshape(len(rows), -1)
     bits = unpack(words, bit_count=64 * words.shape[1])
     return ClassCodes(labels=tuple(row.label for row in rows), bits=bits, seed=rows[0].seed)
+
+
+def descendants(cache_id: int, encoder_id: str) -> Select[tuple[str]]:
+    """The ids of the encoders that were updated from this one, and from those."""
+    of_cache = encoders.c.cache_id == cache_id
+    children = select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == encoder_id)
+    below = children.cte("below", recursive=True)
+    below = below.union(
+        select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == below.c.encoder_id)
+    )
+    return select(below.c.encoder_id)
 
 
 def live_encoder_ids(connection: Connection, cache_id: int) -> set[str]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
 from service import expiration, quota
 from service.accesses import Accesses
+from service.coding import from_stored, vectors_of
 from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from service.keys import child_name, fingerprint_key
 from service.learned_rows import is_forgotten
@@ -17,6 +18,9 @@ from service.records import NewEntry, Operation, RecordedVerdict, Selection, Sto
 from service.spaces import modality_of
 from service.tables import categories, entries, entry_tags, feedback, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
+
+DISTANCE_TOLERANCE = 5e-3
+"""Of a cosine distance between float16 vectors and the one that an index told, whose rows may be int8."""
 
 _ADD_HITS = (
     update(entries)
@@ -151,12 +155,13 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
 
 
 def record_feedback(
-    tx: CacheTransaction, values: dict[str, Any], *, query_space: str = ""
+    tx: CacheTransaction, values: dict[str, Any], *, query_modality: str = "", query_space: str = ""
 ) -> RecordedVerdict:
-    """Keep a verdict, unless the same lookup had one already; its query only while the entry to pair it with
-    is there, of the same embedder.
+    """Keep a verdict, unless the same lookup had one already; its query only as half of a pair: the entry is
+    there, of the same embedder, is not the query itself, and as far from it as the lookup found.
 
-    values: columns of `feedback`. query_space: of `query_vector`, where that is given (`spaces`).
+    values: columns of `feedback`. query_modality: that was judged; empty: no query was given. query_space: of
+    `query_vector`, where that is given (`spaces`).
     Raises:
         NotFoundError: the category is gone, or the entry was forgotten.
         InvalidRequestError: the query is of another modality than the entry.
@@ -169,19 +174,34 @@ def record_feedback(
     )
     if tx.connection.execute(known).first() is not None:
         return RecordedVerdict(is_first=False)
-    if values.get("query_vector") is not None:
+    if query_modality:
         of_entry = (entries.c.cache_id == tx.cache_id, entries.c.id == values["entry_id"])
-        space = tx.connection.execute(select(entries.c.modality).where(*of_entry)).scalar()
-        if space is not None and modality_of(space) != modality_of(query_space):
+        entry = tx.connection.execute(select(entries.c.modality, entries.c.vector).where(*of_entry)).first()
+        if entry is not None and modality_of(entry.modality) != query_modality:
             raise InvalidRequestError(
-                f"the query is of the modality {modality_of(query_space)!r}, the entry of"
-                f" {modality_of(space)!r}",
+                f"the query is of the modality {query_modality!r}, the entry of"
+                f" {modality_of(entry.modality)!r}",
                 reason="MODALITY_MISMATCH",
             )
-        if space != query_space:
+        query = values.get("query_vector")
+        if (
+            entry is None
+            or query is None
+            or entry.modality != query_space
+            or query == entry.vector
+            or not _is_so_far(query, entry.vector, values["distance"])
+        ):
             values = {**values, "query_vector": None}
     tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
     return RecordedVerdict(is_first=True, query_kept=values.get("query_vector") is not None)
+
+
+def _is_so_far(query: bytes, vector: bytes, distance: float) -> bool:
+    """Whether two stored vectors are as far from each other, a cosine distance, as the lookup found them."""
+    if len(query) != len(vector):
+        return False
+    first, second = from_stored(vectors_of([query, vector]))
+    return abs(1 - float(first @ second) - distance) <= DISTANCE_TOLERANCE
 
 
 def entry_name(connection: Connection, row_id: int) -> str | None:

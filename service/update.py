@@ -4,7 +4,7 @@ result if old rows are found as well as before, on rows that no encoder has seen
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, Engine, Select, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, or_, select, update
 
 from hashing.checkpoint import load_encoder
 from hashing.class_codes import ClassCodes
@@ -32,6 +32,7 @@ from service.update_gate import judge_update
 from service.update_rows import read_arrived, watermark_after
 
 MAX_NAMED_LABELS = 100
+LEAST_RIDGE_ROWS = 1_000  # a label part keeps the ridge that it began with, however few rows that were
 _HEADER_BYTES = 2**16  # holds that of states of several modalities; one that names its labels may be longer
 _MOST_HEADER_BYTES = 2**30  # a damaged length is any number
 
@@ -274,22 +275,11 @@ def _descendants_seen_to(connection: Connection, cache_id: int, encoder_id: str)
     """The seq up to which rows were learned or judged by updates of this encoder, and by updates of those."""
     seen = select(func.max(encoders.c.watermark)).where(
         encoders.c.cache_id == cache_id,
-        encoders.c.encoder_id.in_(descendants(cache_id, encoder_id)),
+        encoders.c.encoder_id.in_(registry.descendants(cache_id, encoder_id)),
         encoders.c.state != registry.DESTROYED,
         or_(encoders.c.state == registry.REJECTED, encoders.c.learning_state.is_not(None)),
     )
     return connection.execute(seen).scalar() or 0
-
-
-def descendants(cache_id: int, encoder_id: str) -> Select[tuple[str]]:
-    """The ids of the encoders that were updated from this one, and from those."""
-    of_cache = encoders.c.cache_id == cache_id
-    children = select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == encoder_id)
-    below = children.cte("below", recursive=True)
-    below = below.union(
-        select(encoders.c.encoder_id).where(of_cache, encoders.c.parent_id == below.c.encoder_id)
-    )
-    return select(below.c.encoder_id)
 
 
 def _state_header(connection: Connection, cache_id: int, encoder_id: str) -> bytes | None:
@@ -335,7 +325,7 @@ def _to_continue(
             continue
         config = EncoderConfig(label_bits=label_bits)
         if encoder.cross_part is not None:  # as training across modalities makes label parts
-            ridge = DEFAULT_KERNEL.ridge * len(rows)
+            ridge = DEFAULT_KERNEL.ridge * max(len(rows), LEAST_RIDGE_ROWS)
             config = replace(config, label_method="regression", gamma=DEFAULT_KERNEL.gamma, ridge=ridge)
         begun[modality] = empty_state(encoder.modalities[modality], config=config, rows=rows.vectors)
     if class_codes is None:

@@ -21,7 +21,6 @@ from service.coding import from_stored, vectors_of
 from service.records import PAIR_LABELS, CacheRecord
 from service.rows import read_weights
 from service.tables import encoders, entries, feedback
-from service.update import descendants
 
 LEAST_OF_A_KIND = 25
 """Verdicts of each kind, right and wrong: of fewer too few are left to learn once some are held out."""
@@ -91,9 +90,11 @@ def verdicts_wait(connection: Connection, record: CacheRecord, *, least: int, mo
     after = max(
         _read_to(connection, record.id, encoder_id), _descendants_read_to(connection, record.id, encoder_id)
     )
-    modality = next(iter(record.modalities))
-    if len(record.modalities) > 1:
-        modality = next(iter(load_encoder(read_weights(connection, record.id, encoder_id)).projections))
+    if not _any_query(connection, record.id, after=after):
+        return False  # without reading the encoder
+    modality = next(iter(load_encoder(read_weights(connection, record.id, encoder_id)).projections))
+    if modality not in record.modalities:
+        return False  # its embedder was replaced
     enough = max(least, LEAST_OF_A_KIND)
     counts = []
     for verdict in PAIR_LABELS:
@@ -110,19 +111,26 @@ def mark_read(connection: Connection, cache_id: int, encoder_id: str, read_to: i
     connection.execute(update(encoders).where(*same).values(verdict_watermark=read_to))
 
 
-def _pairs(cache_id: int, verdict: str, *, modality: str, after: int, most: int) -> Select[Any]:
-    """The newest `most` verdicts of a kind beyond an id, without those that are no pair."""
-    newest = (
-        select(feedback.c.id)
-        .where(
-            feedback.c.cache_id == cache_id,
-            feedback.c.verdict == verdict,
-            feedback.c.id > after,
-            feedback.c.query_vector.is_not(None),
-        )
-        .order_by(feedback.c.id.desc())
-        .limit(most)
+def _any_query(connection: Connection, cache_id: int, *, after: int) -> bool:
+    """Whether a verdict beyond an id has a query."""
+    return any(
+        connection.execute(
+            select(feedback.c.id)
+            .where(
+                feedback.c.cache_id == cache_id,
+                feedback.c.verdict == verdict,
+                feedback.c.id > after,
+                feedback.c.query_vector.is_not(None),
+            )
+            .limit(1)
+        ).first()
+        is not None
+        for verdict in PAIR_LABELS
     )
+
+
+def _pairs(cache_id: int, verdict: str, *, modality: str, after: int, most: int) -> Select[Any]:
+    """The newest `most` verdicts of a kind beyond an id that are pairs."""
     return (
         select(
             feedback.c.id,
@@ -133,12 +141,17 @@ def _pairs(cache_id: int, verdict: str, *, modality: str, after: int, most: int)
         )
         .join(entries, entries.c.id == feedback.c.entry_id)
         .where(
-            feedback.c.id.in_(newest),
+            feedback.c.cache_id == cache_id,
+            feedback.c.verdict == verdict,
+            feedback.c.id > after,
+            feedback.c.query_vector.is_not(None),
             entries.c.cache_id == cache_id,
             entries.c.modality == modality,
             func.length(feedback.c.query_vector) == func.length(entries.c.vector),
             feedback.c.query_vector != entries.c.vector,
         )
+        .order_by(feedback.c.id.desc())
+        .limit(most)
     )
 
 
@@ -155,6 +168,6 @@ def _read_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
 def _descendants_read_to(connection: Connection, cache_id: int, encoder_id: str) -> int:
     """The id of the last verdict that any encoder which descends from this one has read."""
     found = select(func.max(encoders.c.verdict_watermark)).where(
-        encoders.c.cache_id == cache_id, encoders.c.encoder_id.in_(descendants(cache_id, encoder_id))
+        encoders.c.cache_id == cache_id, encoders.c.encoder_id.in_(registry.descendants(cache_id, encoder_id))
     )
     return connection.execute(found).scalar() or 0

@@ -174,7 +174,12 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         answer = self._app.writer.submit(
             token.cache_id,
             lambda tx: (
-                store.record_feedback(tx, values, query_space=query.space if query else ""),
+                store.record_feedback(
+                    tx,
+                    values,
+                    query_modality=source.modality if request.HasField("query") else "",
+                    query_space=query.space if query else "",
+                ),
                 store.entry_name(tx.connection, token.entry_id),
             ),
         )

@@ -233,6 +233,14 @@ def test_number_that_is_written_otherwise_is_refused(tiny: TrainedEncoder) -> No
         load_encoder(other)
 
 
+def test_padding_inside_the_header_is_refused(with_tower: Encoder) -> None:
+    content = dump_encoder(with_tower)
+    end = 8 + int.from_bytes(content[:8], "little")
+    assert content[end - 1 : end] == b" ", "the header of this encoder is padded"
+    with pytest.raises(CheckpointError, match="written"):
+        load_encoder(content[:9] + b" " + content[9 : end - 1] + content[end:])
+
+
 def test_header_padded_with_other_white_space_is_refused(with_tower: Encoder) -> None:
     content = dump_encoder(with_tower)
     end = 8 + int.from_bytes(content[:8], "little")

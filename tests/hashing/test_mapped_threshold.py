@@ -36,7 +36,7 @@ def test_limit_is_the_largest_that_can_be_shown_to_be_safe(count: int) -> None:
 
 
 def test_with_too_few_queries_no_distance_is_near_enough() -> None:
-    # Without one wrong answer the upper end is z^2 / (n + z^2): over 2% up to 148 queries.
+    # Without one wrong answer the upper end is 1 - .05^(1/n): over 2% up to 148 queries.
     for count, is_shown in ((148, False), (149, True)):
         far = np.full(count, 0.5)
         found = limits_of(far, far, shift=np.zeros(count))

@@ -272,3 +272,14 @@ def test_gate_refuses_a_loss_of_precision_at_a_threshold(old: Encoder, held_out:
         old, new, judged, thresholds={"faq": 0.8}, precision_tolerance=1.0, **tolerant
     )
     assert not [reason for reason in lenient.reasons if "precision" in reason]
+
+
+def test_few_hits_on_either_side_decide_nothing() -> None:
+    def reasons(*, before: tuple[int, float], after: tuple[int, float]) -> list[str]:
+        point = pair_gate.OperatingPoint(0.1, 99, 99, before[0], after[0], before[1], after[1])
+        return pair_gate._precision_reasons("faq", point, tolerance=0.01)
+
+    assert reasons(before=(1, 1.0), after=(50, 0.98)) == []
+    assert reasons(before=(50, 1.0), after=(49, 0.5)) == []
+    assert reasons(before=(50, 1.0), after=(50, 0.98)) == [], "one of 50 may be chance"
+    assert len(reasons(before=(50, 1.0), after=(50, 0.9))) == 1

@@ -117,8 +117,8 @@ def test_what_judges_is_neither_rehearsed_nor_held_out_nor_learned_while_there_a
     place = {row.tobytes(): i for i, row in enumerate(stored)}
     learns, judges = ([place[row.tobytes()] for row in part] for part in (rehearsed, judged))
     assert sorted(learns + judges) == [i for i in range(100) if i >= paired_count or i % 3]
-    assert len(judges) == 20
-    assert sum(i < paired_count for i in judges) == max(0, 20 - (100 - paired_count))
+    assert len(judges) == min(50, (100 - len(pairs)) // 2)
+    assert sum(i < paired_count for i in judges) == max(0, len(judges) - (100 - paired_count))
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,25 @@ def test_bad_pairs_are_refused_and_nothing_changes(
 def test_a_worker_takes_no_pairs(trained: None, nearhit: Run) -> None:
     refused = nearhit("update", "--cache", "faq", "--pairs", "x.npz", "--queue", status=1)
     assert "--pairs does not go with --queue" in refused.stderr
+
+
+@pytest.mark.parametrize(("stored", "judged"), [(40, 20), (100, 50), (120, 50), (1000, 200)])
+def test_a_small_cache_has_enough_rows_to_judge_among(stored: int, judged: int) -> None:
+    from scripts.pair_learning import _share_out
+
+    rows = draw(stored, seed=3)
+    nothing = np.empty((0, 3), dtype=np.int64)
+    rehearsed, gate = _share_out(rows, draw(5, seed=4), nothing, rng=np.random.default_rng(0))
+    assert (len(gate), len(rehearsed)) == (judged, stored - judged)
+    assert {row.tobytes() for row in (*gate, *rehearsed)} == {row.tobytes() for row in rows}
+
+
+def test_a_cache_too_small_to_judge_by_keeps_its_encoder(
+    nearhit: Run, answer: Answer, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "rows.npy", draw(60, seed=9))
+    nearhit("build", "--cache", "faq", "--input", str(tmp_path / "rows.npy"), "--train")
+    pairs = write_pairs(tmp_path / "pairs.npz", count=200, seed=1)
+    told = answer(nearhit("update", "--cache", "faq", "--pairs", str(pairs), "--json", status=3))
+    assert told["encoder_id"] is None and "60 stored entries are too few to judge by" in told["reasons"][0]
+    assert len(nearhit("encoders", "--cache", "faq", "--json").stdout.splitlines()) == 1

@@ -356,16 +356,15 @@ def test_verdicts_that_codes_tell_apart_already_come_to_nothing_once(engine: Eng
 
 
 def test_what_the_gate_rejects_is_kept_with_its_figures_and_not_learned_again(
-    engine: Engine, config: Config, command: Command
+    engine: Engine, config: Config, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of too few entries, nothing can be judged among them."""
-    with writing(engine) as connection:
-        few = select(tables.entries.c.id).order_by(tables.entries.c.id).limit(100).scalar_subquery()
-        connection.execute(delete(tables.entries).where(tables.entries.c.id.not_in(few)))
+    """By a gate that asks for more recall than there is."""
+    gate = partial(pair_learning.evaluate_pair_update, recall_tolerance=-1.0)
+    monkeypatch.setattr(pair_learning, "evaluate_pair_update", gate)
     parent = active(engine).encoder_id
     learned = command("update", "--cache", "faq", "--verdicts", "--json", status=4)
-    assert learned["reasons"] == ["nothing was judged: no query has 40 rows besides its own"]
-    assert (learned["accepted"], learned["recall_after"], active(engine).encoder_id) == (False, None, parent)
+    assert "recall of neighbours falls" in learned["reasons"][0]
+    assert (learned["accepted"], active(engine).encoder_id) == (False, parent)
     with reading(engine) as connection:
         kept = {own.encoder_id: own for own in read_encoders(connection, read_cache(connection, "faq").id)}
     assert kept[learned["encoder_id"]].state == registry.REJECTED
@@ -373,6 +372,18 @@ def test_what_the_gate_rejects_is_kept_with_its_figures_and_not_learned_again(
     eager = replace(config, update=replace(config.update, min_verdicts=50))
     assert worker_of(engine, eager).enqueue_due() == 0
     assert "0 verdicts" in command("update", "--cache", "faq", "--verdicts", "--json", status=3)["reasons"][0]
+
+
+def test_verdicts_on_too_few_entries_to_judge_by_wait(
+    engine: Engine, config: Config, command: Command
+) -> None:
+    with writing(engine) as connection:
+        few = select(tables.entries.c.id).order_by(tables.entries.c.id).limit(60).scalar_subquery()
+        connection.execute(delete(tables.entries).where(tables.entries.c.id.not_in(few)))
+    before = watermarks(engine)
+    told = command("update", "--cache", "faq", "--verdicts", "--json", status=3)
+    assert "too few to judge by" in told["reasons"][0]
+    assert watermarks(engine) == before
 
 
 def test_an_update_that_read_a_forgotten_entry_is_not_kept(

@@ -67,12 +67,14 @@ def learned(cache: StoreCache, *labels: str) -> int:
     return faq
 
 
-def learn(cache: StoreCache, *, max_map_drop: float = 1.0, **rest: object) -> UpdateOutcome:
+def learn(
+    cache: StoreCache, *, max_map_drop: float = 1.0, max_flips: float = 1.0, **rest: object
+) -> UpdateOutcome:
     """Run an update."""
     return run_update(
         cache.engine,
         cache.name,
-        config=UpdateConfig(max_map_drop=max_map_drop),
+        config=UpdateConfig(max_map_drop=max_map_drop, max_flips=max_flips),
         max_live_encoders=4,
         clock=lambda: 2,
         **rest,  # type: ignore[arg-type]

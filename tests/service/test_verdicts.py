@@ -33,10 +33,16 @@ RIGHT, WRONG, REPLACED = cache_pb.VERDICT_RIGHT, cache_pb.VERDICT_WRONG, cache_p
 # Through the door
 
 
+def near(vector: Vectors) -> Vectors:
+    """A question that is close to a stored one."""
+    asked = vector + 0.1 * np.roll(vector, 1)
+    return (asked / np.linalg.norm(asked)).astype(np.float32)
+
+
 def token_of(door: Client, vector: Vectors, **asked: Any) -> str:
-    """Store an answer to a question, ask it, and return the lookup's token."""
+    """Store an answer to a question, ask one that is near, and return the lookup's token."""
     door.store("faq", "billing", embedding=vector, response=b"x", **asked)
-    return door.lookup("faq", "billing", embedding=vector, **asked).lookup_token
+    return door.lookup("faq", "billing", embedding=near(vector), **asked).lookup_token
 
 
 def kept_queries(config: Config) -> list[tuple[str, bytes | None]]:
@@ -55,11 +61,11 @@ def test_the_query_of_a_verdict_is_kept_as_vectors_of_entries_are(
     door: Client, door_config: Config, vectors: Vectors
 ) -> None:
     given = [
-        door.record_feedback(token_of(door, vectors[i]), verdict, embedding=3 * vectors[10 + i])
+        door.record_feedback(token_of(door, vectors[i]), verdict, embedding=3 * near(vectors[i]))
         for i, verdict in enumerate((RIGHT, WRONG))
     ]
     assert [(answer.recorded, answer.query_kept) for answer in given] == [(True, True)] * 2
-    stored = [row.tobytes() for row in to_stored(vectors[10:12])]
+    stored = [to_stored(near(vectors[i])).tobytes() for i in range(2)]
     assert kept_queries(door_config) == [("right", stored[0]), ("wrong", stored[1])]
 
 
@@ -74,7 +80,7 @@ def test_a_verdict_without_a_query_is_kept_as_before(
 def test_of_a_replaced_answer_no_query_is_kept(
     lone_door: Client, lone_config: Config, vectors: Vectors
 ) -> None:
-    given = lone_door.record_feedback(token_of(lone_door, vectors[0]), REPLACED, embedding=vectors[1])
+    given = lone_door.record_feedback(token_of(lone_door, vectors[0]), REPLACED, embedding=near(vectors[0]))
     assert (given.recorded, given.query_kept) == (True, False)
     assert kept_queries(lone_config) == [("replaced", None)]
 
@@ -84,10 +90,10 @@ def test_a_repeat_changes_neither_verdict_nor_query(
 ) -> None:
     tokens = [token_of(door, vectors[0]), token_of(door, vectors[1])]
     door.record_feedback(tokens[0], RIGHT)
-    door.record_feedback(tokens[1], WRONG, embedding=vectors[2])
+    door.record_feedback(tokens[1], WRONG, embedding=near(vectors[1]))
     again = [door.record_feedback(token, RIGHT, embedding=vectors[3]) for token in tokens]
     assert [(answer.recorded, answer.query_kept) for answer in again] == [(False, False)] * 2
-    assert kept_queries(door_config) == [("right", None), ("wrong", to_stored(vectors[2]).tobytes())]
+    assert kept_queries(door_config) == [("right", None), ("wrong", to_stored(near(vectors[1])).tobytes())]
 
 
 def test_a_verdict_whose_text_cannot_be_embedded_is_not_lost(
@@ -103,7 +109,7 @@ def test_a_verdict_on_an_entry_that_is_gone_is_kept_without_its_query(
 ) -> None:
     token = token_of(door, vectors[0])
     door.invalidate("faq", categories=["billing"])
-    given = door.record_feedback(token, RIGHT, embedding=vectors[1])
+    given = door.record_feedback(token, RIGHT, embedding=near(vectors[0]))
     assert (given.entry, given.recorded, given.query_kept) == ("", True, False)
     assert kept_queries(door_config) == [("right", None)]
 
@@ -143,10 +149,10 @@ def test_a_query_of_another_embedder_is_refused(lone_door: Client, vectors: Vect
     lone_door.create_cache("own", dim=32, embedder_id="mine", code_bits=64)
     lone_door.create_category("own", "all")
     lone_door.store("own", "all", embedding=vectors[0], response=b"x")
-    token = lone_door.lookup("own", "all", embedding=vectors[0]).lookup_token
+    token = lone_door.lookup("own", "all", embedding=near(vectors[0])).lookup_token
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "EMBEDDER_MISMATCH"):
-        lone_door.record_feedback(token, RIGHT, embedding=vectors[1], embedder_id="other")
-    assert lone_door.record_feedback(token, RIGHT, embedding=vectors[1], embedder_id="mine").query_kept
+        lone_door.record_feedback(token, RIGHT, embedding=near(vectors[0]), embedder_id="other")
+    assert lone_door.record_feedback(token, RIGHT, embedding=near(vectors[0]), embedder_id="mine").query_kept
 
 
 def test_a_query_of_another_modality_than_the_entry_is_refused(
@@ -166,10 +172,26 @@ def test_a_query_of_another_modality_than_the_entry_is_refused(
     engine.dispose()
     lone_door.create_category("art", "all")
     lone_door.store("art", "all", embedding=vectors[0], modality="image", response=b"x")
-    token = lone_door.lookup("art", "all", embedding=vectors[0], modality="image").lookup_token
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "MODALITY_MISMATCH"):
-        lone_door.record_feedback(token, RIGHT, embedding=vectors[1])
-    assert lone_door.record_feedback(token, RIGHT, embedding=vectors[1], modality="image").query_kept
+    token = lone_door.lookup("art", "all", embedding=near(vectors[0]), modality="image").lookup_token
+    for verdict in (RIGHT, REPLACED):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "MODALITY_MISMATCH"):
+            lone_door.record_feedback(token, verdict, embedding=near(vectors[0]))
+    assert lone_door.record_feedback(token, RIGHT, embedding=near(vectors[0]), modality="image").query_kept
+
+
+def test_a_query_that_was_not_looked_up_is_not_kept(
+    lone_door: Client, lone_config: Config, vectors: Vectors
+) -> None:
+    given = [
+        lone_door.record_feedback(token_of(lone_door, vectors[i]), WRONG, embedding=other)
+        for i, other in enumerate((vectors[5], vectors[1], near(vectors[2])))
+    ]
+    assert [(answer.recorded, answer.query_kept) for answer in given] == [
+        (True, False),  # another question's
+        (True, False),  # the entry's own vector: no code tells them apart
+        (True, True),
+    ]
+    assert [vector is not None for _, vector in kept_queries(lone_config)] == [False, False, True]
 
 
 # As pairs
@@ -371,6 +393,9 @@ def test_what_a_child_has_read_is_not_due_but_may_be_read_by_its_parent(cache: S
             registry.roll_back_encoder(connection, cache.id)
     assert active_id(cache) == parent
     assert (due(cache, 1), len(read(cache).pairs)) == (False, 60)
+    fill(cache, faq, "e")
+    assert learn(cache).accepted
+    assert not due(cache, 1), "an update of labels does not undo the rollback"
 
 
 def test_what_a_rejected_child_has_read_is_not_read_again(cache: StoreCache) -> None:
@@ -385,6 +410,15 @@ def test_what_a_rejected_child_has_read_is_not_read_again(cache: StoreCache) -> 
         connection.execute(one.values(state=registry.REJECTED))
     assert active_id(cache) == parent
     assert (due(cache, 1), len(read(cache).pairs)) == (False, 0)
+    fill(cache, next(iter(cache.categories())), "d")
+    assert learn(cache).accepted
+    assert not due(cache, 1)
+
+
+def test_verdicts_that_are_no_pair_take_no_place_of_those_that_are(cache: StoreCache) -> None:
+    given = judge(cache, ["right", "wrong"] * 30)
+    judge(cache, ["right"] * 100, same=True)
+    assert as_pairs(read(cache, most=60)) == expected(cache, given)
 
 
 def test_an_encoder_that_is_renewed_has_read_what_the_destroyed_one_had(cache: StoreCache) -> None:
