@@ -1,14 +1,15 @@
 """Thresholds for mapped queries: how far a stored row may be from one, to be as near as was asked before.
 
 A mapped query is farther from a stored row than the old embedder's own embedding of the same text, by how
-much depends on the map. What is bounded is the share of queries that would be answered by a wrong row.
+much depends on the map. What is bounded is the share of queries that any stored row could answer wrongly.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import acos, cos, pi
 
 import numpy as np
@@ -18,14 +19,19 @@ from hashing.embedder_map import EmbedderMap
 from hashing.embeddings import as_rows, unit_rows
 from hashing.errors import TrainingDataError
 from hashing.metrics import QUERY_CHUNK
-from hashing.neighbour_ranking import OWN_COSINE
 from hashing.shares import share_bounds
 
 GRID = tuple(step / 100 for step in range(1, 101))
 """Thresholds in the old space, cosine distances, for which one in the mapped space is sought."""
 
 WRONG_SHARE = 0.02
-"""Most wrong answers in all queries, as an upper bound."""
+"""Most queries that may have a wrong row within the limit, of all, as an upper bound."""
+
+STORED_CHUNK = 4096
+"""Stored rows compared with QUERY_CHUNK queries at a time."""
+
+NO_ROW = 3.0
+"""Beyond any distance."""
 
 ROUNDING = 1e-6
 """Between two ways to compute a distance."""
@@ -51,57 +57,68 @@ def calibrate_thresholds(
     new: NDArray[np.floating],
     old: NDArray[np.floating],
     *,
-    stored: NDArray[np.floating],
+    stored: Iterable[NDArray[np.floating]],
 ) -> MappedThresholds:
     """Find the distances within which mapped queries may be answered, by pairs that the map has not seen.
 
-    new: float [q, new_dim], old: float [q, old_dim]; row i of both is of one text. stored: float
-    [m, old_dim]; rows that hold a query's own text are left out. Exact search, O(q x m x old_dim).
+    new: float [q, new_dim], old: float [q, old_dim]; row i of both is of one text. stored: all rows of the
+    old space, in parts of float [m, old_dim], each read once. A query's own row is at no distance from it and
+    so is never a wrong one. Exact, O(q x rows x old_dim); memory of QUERY_CHUNK x STORED_CHUNK distances.
     Raises: TrainingDataError without a query or a stored row; EmbeddingsError, DimensionError as `as_rows`.
     """
-    if not len(new) or not len(stored):
-        raise TrainingDataError(f"there are {len(new)} pairs and {len(stored)} stored rows to calibrate by")
     unit_old = unit_rows(as_rows(old, dim=embedder_map.old_dim))
-    unit_stored = unit_rows(as_rows(stored, dim=embedder_map.old_dim))
     mapped = embedder_map.apply(unit_rows(as_rows(new)))
-    seen: list[NDArray[np.float32]] = []
-    true: list[NDArray[np.float32]] = []
-    for start in range(0, len(mapped), QUERY_CHUNK):
-        chunk = slice(start, start + QUERY_CHUNK)
-        own, scores = unit_old[chunk] @ unit_stored.T, mapped[chunk] @ unit_stored.T  # [chunk, m]
-        scores[own >= OWN_COSINE] = -2.0
-        nearest = scores.argmax(axis=1)[:, None]
-        seen.append(1 - np.take_along_axis(scores, nearest, axis=1)[:, 0])
-        true.append(1 - np.take_along_axis(own, nearest, axis=1)[:, 0])
-    shift = 1 - np.einsum("qd,qd->q", mapped, unit_old)
-    return limits_of(np.concatenate(seen), np.concatenate(true), shift=shift)
+    nearest_wrong = np.full((len(mapped), len(GRID)), NO_ROW)
+    row_count = 0
+    for part in stored:
+        rows = unit_rows(as_rows(part, dim=embedder_map.old_dim))
+        row_count += len(rows)
+        for own, start in product(range(0, len(mapped), QUERY_CHUNK), range(0, len(rows), STORED_CHUNK)):
+            queries, some = slice(own, own + QUERY_CHUNK), rows[start : start + STORED_CHUNK]
+            seen, true = 1 - mapped[queries] @ some.T, 1 - unit_old[queries] @ some.T
+            nearest_wrong[queries] = nearest_wrong_of(seen, true, known=nearest_wrong[queries])
+    if not len(mapped) or not row_count:
+        raise TrainingDataError(f"there are {len(mapped)} pairs and {row_count} stored rows to calibrate by")
+    return limits_of(nearest_wrong, shift=1 - np.einsum("qd,qd->q", mapped, unit_old))
 
 
-def limits_of(
-    mapped: NDArray[np.floating], true: NDArray[np.floating], *, shift: NDArray[np.floating]
-) -> MappedThresholds:
-    """The limits, by the nearest row of each query.
+def nearest_wrong_of(
+    mapped: NDArray[np.floating], true: NDArray[np.floating], *, known: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of each query, for each threshold of GRID the mapped distance of the nearest row truly farther than it.
 
-    mapped, true: float [q], cosine distance of that row from the mapped query and from the old embedding;
-    over 2 in `mapped`: the query has no row. shift: float [q], of the mapped query from the old embedding.
-
-    For a threshold t the limit is the largest distance such that queries whose nearest row is within it, and
-    truly farther than t, are at most WRONG_SHARE of all by the upper end of an exact one-sided 95% interval;
-    there is none where that cannot even be said of no such query. And it is no larger than the angles to the
-    row and of the largest shift together allow a row that is truly within t to be.
+    mapped, true: float [q, m], cosine distances of rows from the mapped query and from the old embedding.
+    known: float64 [q, len(GRID)], what was found among other rows; NO_ROW where there were none. Returns the
+    nearest of all.
     """
-    count = len(mapped)
+    passed = np.searchsorted(GRID, true, side="left")  # thresholds that a row is farther than, [q, m]
+    nearest = np.pad(known, ((0, 0), (1, 0)), constant_values=-1.0)  # a row that passed none is never wrong
+    queries, rows = np.nonzero(mapped < np.take_along_axis(nearest, passed, axis=1))
+    np.minimum.at(nearest, (queries, passed[queries, rows]), mapped[queries, rows])
+    return np.minimum.accumulate(nearest[:, :0:-1], axis=1)[:, ::-1]
+
+
+def limits_of(nearest_wrong: NDArray[np.floating], *, shift: NDArray[np.floating]) -> MappedThresholds:
+    """The limits, by the nearest wrong row of each query.
+
+    nearest_wrong: float [q, len(GRID)], as of `nearest_wrong_of`. shift: float [q], cosine distance of the
+    mapped query from the old embedding.
+
+    For a threshold t the limit is the largest distance such that queries of which any stored row is within it
+    and truly farther than t are at most WRONG_SHARE of all by the upper end of an exact one-sided 95%
+    interval; there is none where that cannot even be said of no such query. Whatever part of the rows is
+    searched, no more can be answered wrongly. And it is no larger than the angles to the row and of the
+    largest shift together allow a row that is truly within t to be.
+    """
+    count = len(nearest_wrong)
     allowed = next((errors - 1 for errors in range(count + 1) if _is_too_wrong(errors, count)), count)
     if allowed < 0:
         return MappedThresholds(limits=(0.0,) * len(GRID), query_count=count)
     widest = _angle(float(np.max(shift)))
-    limits: list[float] = []
-    for threshold in GRID:
-        wrong = np.sort(np.asarray(mapped, dtype=np.float64)[true > threshold])
-        safe = float(wrong[allowed]) - ROUNDING if len(wrong) > allowed else 2.0
-        reach = 1 - cos(min(pi, widest + _angle(threshold)))
-        limits.append(max(0.0, min(safe, reach)))
-    return MappedThresholds(limits=tuple(limits), query_count=count)
+    safe = np.sort(np.asarray(nearest_wrong, dtype=np.float64), axis=0)[allowed] - ROUNDING
+    reach = [1 - cos(min(pi, widest + _angle(threshold))) for threshold in GRID]
+    limits = tuple(max(0.0, min(float(own), far)) for own, far in zip(safe, reach, strict=True))
+    return MappedThresholds(limits=limits, query_count=count)
 
 
 def _is_too_wrong(errors: int, count: int) -> bool:

@@ -125,6 +125,7 @@ class VectorIndex:
         with self._lock:
             for partition in [partition for partition in self._segments if partition[1] == modality]:
                 del self._segments[partition]
+            self._dims.pop(modality, None)
 
     def find_fingerprint(self, partition: Partition, key: Fingerprint, *, now_ms: int) -> Match | None:
         """Find the live row with exactly this key, both words; the highest entry id when there are several.

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from hashing.checkpoint import load_encoder
 from hashing.config import EncoderConfig
 from scripts.arguments import ProgressBars, add_config, add_json, positive_number, print_result, read_config
 from scripts.load_rows import LoadReport, check_file, load_file
@@ -32,7 +33,7 @@ from service.database import check_schema, migrate, open_engine, reading, writin
 from service.generations import build_index
 from service.learning import MAX_TRAINING_ROWS, train_from_store
 from service.registry import activate_encoder
-from service.rows import read_cache, read_caches
+from service.rows import read_cache, read_caches, read_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,8 +150,10 @@ def _train(engine: Engine, name: str, *, config: Config, progress: ProgressBars)
 
 
 def _is_trained(engine: Engine, name: str) -> bool:
-    """Whether there is a cache of that name with an active encoder."""
+    """Whether there is a cache of that name with an active encoder, not one of a replaced embedder."""
     with reading(engine) as connection:
-        return any(
-            cache.name == name and cache.active_encoder_id is not None for cache in read_caches(connection)
-        )
+        cache = next((cache for cache in read_caches(connection) if cache.name == name), None)
+        if cache is None or cache.active_encoder_id is None:
+            return False
+        encoder = load_encoder(read_weights(connection, cache.id, cache.active_encoder_id))
+    return not set(encoder.modalities).isdisjoint(cache.modalities)

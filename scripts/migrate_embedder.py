@@ -8,9 +8,10 @@ old ones are of the mapped query, and lookups decide by thresholds that were cal
 the old one finds old entries alone: switch applications first, then embed anew.
 
 Give the new embeddings with --pairs, or have the configured [embedder] embed texts of the cache. Some 1,000
-entries make a map; with under 300 none of its distances can be shown to be safe to answer by. --reembed
-leaves the rest to a `nearhit worker` whose [embedder] is the new one, most used entries first. Without an
-option it shows how things stand. Exit status 0 done, 4 the map was rejected.
+entries make a map; with under 300 none of its distances can be shown to be safe to answer by, with under 60,
+or 100 entries stored, it is refused. --reembed leaves the rest to a `nearhit worker` whose [embedder] is the
+new one, most used entries first; texts that it fails at stay and are counted. Without an option it shows how
+things stand. Exit status 0 done, 4 the map was rejected.
 
 Examples:
   nearhit migrate-embedder --cache faq --to all-MiniLM-L6-v2
@@ -182,18 +183,16 @@ def _read_pairs(
     with reading(engine) as connection:
         record = read_cache(connection, arguments.cache)
     check_may_start(record, modality=arguments.modality, embedder_id=arguments.to, dim=file.dim)
-    names: dict[str, None] = {}
+    names: set[str] = set()
+    ordered: list[str] = []
     parts: list[NDArray[np.float32]] = []
     for batch in file.batches():
-        for name in _names(file, batch):
-            if name in names:
-                raise CommandError(f"{file.path}: id {name!r} is there twice")
-            names[name] = None
+        ordered += _new_names(file, batch, names)
         parts.append(_unit_rows(file, batch))
         if len(names) > MAX_PAIRS:
             raise CommandError(f"{file.path}: over {MAX_PAIRS} rows: a map needs some thousands")
         progress("read", len(names), file.row_count or len(names))
-    return list(names), np.concatenate(parts) if parts else np.empty((0, file.dim), dtype=np.float32)
+    return ordered, np.concatenate(parts) if parts else np.empty((0, file.dim), dtype=np.float32)
 
 
 def _embed_sample(
@@ -265,8 +264,9 @@ def _reembed_from_file(engine: Engine, arguments: argparse.Namespace) -> Reembed
     if file.dim != spec.dim:
         raise CommandError(f"{file.path} has {file.dim} dimensions, {spec.embedder_id} makes {spec.dim}")
     row_count = 0
+    checked: set[str] = set()
     for batch in file.batches():  # nothing is moved unless every row is valid
-        _names(file, batch)
+        _new_names(file, batch, checked)
         _unit_rows(file, batch)
         row_count = batch.numbers.stop
     progress = ProgressBars(silent=arguments.json)
@@ -305,6 +305,16 @@ def _names(file: RowFile, batch: RowBatch) -> list[str]:
     if ids is None or any(own is None for own in ids):
         raise CommandError(f"{file.path}: every row needs the `id` of an entry")
     return [str(own) for own in ids]
+
+
+def _new_names(file: RowFile, batch: RowBatch, known: set[str]) -> list[str]:
+    """The ids of the rows, which are added to the known ones. Raises: CommandError: one is known already."""
+    names = _names(file, batch)
+    for name in names:
+        if name in known:
+            raise CommandError(f"{file.path}: id {name!r} is there twice")
+        known.add(name)
+    return names
 
 
 def _unit_rows(file: RowFile, batch: RowBatch) -> NDArray[np.float32]:

@@ -97,7 +97,7 @@ class SemanticCache:
         self._await_seq(replica, max(query.min_seq for query in queries), timeout_seconds)
         state = replica.state
         for query in queries:  # also the ones that need no vector: a request is right or wrong at any state
-            check_input(state.record, query.source)
+            check_input(state.record, query.source, embedder=self._embedder)
         keys = [fingerprint_of(query) for query in queries]
         now_ms = self._clock()
         asked = [

@@ -93,14 +93,16 @@ def keep_map(
     now_ms: int,
 ) -> None:
     """Keep a map that serves queries of `space`, or, where that is empty, what is to be said of one that was
-    rejected. The same map again takes the place of what is there."""
+    rejected. The same map again takes the place of what is there; if that served a space and this one does
+    not, it remembers that space, whose number is not to be used again."""
     same = (embedder_maps.c.cache_id == cache.id, embedder_maps.c.map_id == embedder_map.map_id)
+    before = connection.execute(select(embedder_maps.c.space).where(*same)).scalar_one_or_none()
     connection.execute(delete(embedder_maps).where(*same))
     values = {
         "cache_id": cache.id,
         "map_id": embedder_map.map_id,
         "modality": modality,
-        "space": space,
+        "space": space or before or "",
         "embedder_id": embedder_map.from_embedder,
         "state": ACTIVE if space else REJECTED,
         "weights": dump_embedder_map(embedder_map) if space else b"",

@@ -4,8 +4,9 @@ Between the two, entries of both spaces are served; `reembedding` moves them. Ea
 that running servers follow.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,11 @@ from service.database import reading, writing
 from service.embedder_maps import keep_map, next_space_number, retire_map
 from service.errors import InvalidRequestError, PreconditionError
 from service.keys import cache_name
-from service.learned_rows import id_chunks
+from service.learned_rows import id_chunks, refuse_forgotten
 from service.learning import of_modality, read_rows
 from service.records import CacheRecord, ModalitySpec
 from service.registry import DIM_MOST, bump_config, lock_cache
+from service.row_scan import SCAN_ROWS
 from service.rows import read_cache, read_cache_by_id
 from service.shift_store import relearn_shifts
 from service.spaces import current_space, later_space, succeeding_space
@@ -32,7 +34,8 @@ from service.transaction import CacheTransaction
 
 MODALITY_CHARACTERS = 28  # longer names leave no room for the number of a space
 EMBEDDER_ID_CHARACTERS = 256
-LEAST_PAIRS = 3
+LEAST_PAIRS = 60  # half of them are held out then: with fewer, random embeddings may pass
+LEAST_STORED = 100  # with fewer rows to choose from, random neighbours are often right
 HELD_OUT_SHARE = 0.2
 HELD_OUT_LEAST = 150  # so that mapped thresholds can be shown, unless that is over half of the pairs
 HELD_OUT_MOST = 1_000
@@ -114,10 +117,11 @@ def start_migration(
     """Learn a map from entries embedded by a new embedder; if it passes, serve queries of that embedder.
 
     names: distinct ids of entries. embeddings: float32 [n, dim], L2-normalised, of the same texts. A part of
-    them judges the map and calibrates its thresholds. Of a rejected map the report is kept. clock: ms.
+    them judges the map and calibrates its thresholds, by all entries of the space. Of a rejected map the
+    report is kept. clock: ms.
 
-    Raises: as check_may_start; PreconditionError: under LEAST_PAIRS usable pairs; HashingError: pairs that
-    nothing can be learned from.
+    Raises: as check_may_start; PreconditionError: under LEAST_PAIRS usable pairs or LEAST_STORED entries of
+    the space, or one that was read was forgotten since; HashingError: pairs that nothing can be learned from.
     """
     dim = int(embeddings.shape[1])
     with reading(engine) as connection:
@@ -126,7 +130,7 @@ def start_migration(
         known = _read_vectors(connection, record, space, names)
         stored = read_rows(connection, of_modality(record, space), most=STORED_LIMIT, progress=progress)
     # Of entries with equal vectors one: else what is held out would be what was fitted on.
-    rows = list({vector: row for row, vector in reversed(known.items())}.values())[::-1]
+    rows = list({pair.vector: row for row, pair in reversed(known.items())}.values())[::-1]
     if len(rows) < LEAST_PAIRS:
         raise PreconditionError(
             f"{len(rows)} usable pairs, at least {LEAST_PAIRS} are needed: of {len(names)} rows "
@@ -134,7 +138,13 @@ def start_migration(
             "repeat others",
             reason="TOO_FEW_PAIRS",
         )
-    new, old = embeddings[rows], from_stored(vectors_of([known[row] for row in rows]))
+    if len(stored) < LEAST_STORED:
+        raise PreconditionError(
+            f"{cache_name(cache)} has {len(stored)} entries to judge a map by, at least {LEAST_STORED} are "
+            "needed: embed them anew into a new cache",
+            reason="TOO_FEW_ENTRIES",
+        )
+    new, old = embeddings[rows], from_stored(vectors_of([known[row].vector for row in rows]))
     held, kept = _split(len(rows), seed=seed)
     progress("fit", 0, 1)
     fitted = fit_embedder_map(
@@ -147,7 +157,9 @@ def start_migration(
     )
     progress("judge", 0, 1)
     gate = evaluate_map(fitted, new[held], old[held], stored=stored.vectors)
-    thresholds = calibrate_thresholds(fitted, new[held], old[held], stored=stored.vectors)
+    read_ids = {pair.row_id for pair in known.values()}.union(stored.row_ids)
+    parts = _stored_parts(engine, record, space, read_ids)
+    thresholds = calibrate_thresholds(fitted, new[held], old[held], stored=parts)
     report = _report(fitted, gate, thresholds, pair_count=len(rows), unknown_count=len(names) - len(known))
     with writing(engine) as connection:
         record = lock_cache(connection, record.id)
@@ -155,6 +167,7 @@ def start_migration(
             raise PreconditionError(
                 f"the embedder of {cache_name(cache)} was changed meanwhile", reason="EMBEDDER_REPLACED"
             )
+        refuse_forgotten(connection, record.id, sorted(read_ids))
         later = ""
         if gate.accepted:
             later = later_space(modality, next_space_number(connection, record, modality))
@@ -188,9 +201,10 @@ def finish_migration(
                 entry_count=rest.live_count,
             )
         tx.delete(rest.row_ids)
-        kept = {name: own for name, own in record.modalities.items() if name not in (space, spec.succeeds)}
-        current = ModalitySpec(dim=spec.dim, embedder_id=spec.embedder_id)
-        _write_spaces(connection, record, {**kept, space: current})
+        # In the place of the old one: what goes by the first modality goes by it still.
+        current = (space, ModalitySpec(dim=spec.dim, embedder_id=spec.embedder_id))
+        kept = (own for own in record.modalities.items() if own[0] != space)
+        _write_spaces(connection, record, dict(current if own[0] == spec.succeeds else own for own in kept))
         _end(tx, space)
         relearn_shifts(connection, record.id, now_ms=tx.now_ms)
     return EndReport(embedder_id=spec.embedder_id, dim=spec.dim, dropped_count=rest.live_count)
@@ -269,18 +283,43 @@ def _write_spaces(connection: Connection, cache: CacheRecord, modalities: Mappin
     bump_config(connection, cache.id)
 
 
+class _StoredRow(NamedTuple):
+    """An entry and its vector as it is stored."""
+
+    row_id: int
+    vector: bytes
+
+
 def _read_vectors(
     connection: Connection, cache: CacheRecord, space: str, names: Sequence[str]
-) -> dict[int, bytes]:
-    """The stored vectors of the names that are entries of the space, by place in `names`."""
+) -> dict[int, _StoredRow]:
+    """The rows of the names that are entries of the space, by place in `names`."""
     places = {name: place for place, name in enumerate(names)}
-    found: dict[int, bytes] = {}
+    found: dict[int, _StoredRow] = {}
     for chunk in id_chunks(names):
-        query = select(entries.c.name, entries.c.vector).where(
+        query = select(entries.c.id, entries.c.vector, entries.c.name).where(
             entries.c.cache_id == cache.id, entries.c.modality == space, entries.c.name.in_(chunk)
         )
-        found |= {places[row.name]: row.vector for row in connection.execute(query)}
+        found |= {places[row.name]: _StoredRow(row.id, row.vector) for row in connection.execute(query)}
     return dict(sorted(found.items()))
+
+
+def _stored_parts(
+    engine: Engine, cache: CacheRecord, space: str, read_ids: set[int]
+) -> Iterator[NDArray[np.float32]]:
+    """The vectors of all rows of a space, float32 [m, dim] a part; their ids are added to `read_ids`. Between
+    two parts no transaction is open."""
+    own = (entries.c.cache_id == cache.id, entries.c.modality == space)
+    query = select(entries.c.id, entries.c.vector).where(*own).order_by(entries.c.id).limit(SCAN_ROWS)
+    after = 0
+    while True:
+        with reading(engine) as connection:
+            found = connection.execute(query.where(entries.c.id > after)).all()
+        if not found:
+            return
+        after = found[-1].id
+        read_ids.update(row.id for row in found)
+        yield from_stored(vectors_of([row.vector for row in found]))
 
 
 def _split(count: int, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -54,7 +54,7 @@ def embed_inputs(
         InvalidRequestError: unknown modality, wrong dimension or embedder, NaN, zero, nothing to embed.
         EmbedderUnavailableError: there is no embedder, or it does not answer.
     """
-    spaces = [check_input(cache, source) for source in inputs]
+    spaces = [check_input(cache, source, embedder=embedder) for source in inputs]
     texts = [i for i, source in enumerate(inputs) if source.embedding is None]
     made: dict[int, Embedded] = {}
     if texts:
@@ -68,8 +68,10 @@ def embed_inputs(
     ]
 
 
-def check_input(cache: CacheRecord, source: Input) -> str:
-    """The space that the input is of. Raises: InvalidRequestError: it does not fit."""
+def check_input(cache: CacheRecord, source: Input, *, embedder: Embedder | None = None) -> str:
+    """The space that the input is of. embedder: that would embed its text; one that is named must be of the
+    same space. Raises: InvalidRequestError: it does not fit.
+    """
     space = find_space(cache, source.modality, source.embedder_id)
     spec = cache.modalities[space]
     if source.embedding is not None and len(source.embedding) != spec.dim:
@@ -78,6 +80,17 @@ def check_input(cache: CacheRecord, source: Input) -> str:
             reason="DIMENSION_MISMATCH",
             expected=spec.dim,
             got=len(source.embedding),
+        )
+    by = None if embedder is None else embedder.spec
+    is_embedded_here = source.embedding is None and bool(source.text.strip())
+    if by is None or not is_embedded_here or not source.embedder_id or source.modality != DEFAULT_MODALITY:
+        return space
+    if find_space(cache, source.modality, by.embedder_id) != space:
+        raise InvalidRequestError(
+            f"the server embeds texts by {by.embedder_id!r}, not by {source.embedder_id!r}",
+            reason="EMBEDDER_MISMATCH",
+            expected=by.embedder_id,
+            got=source.embedder_id,
         )
     return space
 
@@ -97,12 +110,6 @@ def _embed(
     embedded = embedder.embed([source.text for source in inputs], timeout_seconds=timeout_seconds)
     embedder_id = embedder.spec.embedder_id if embedder.spec else ""
     space = check_input(cache, Input(embedding=embedded[0], embedder_id=embedder_id))
-    for source in inputs:
-        if source.embedder_id and check_input(cache, source) != space:
-            raise InvalidRequestError(
-                f"the server embeds texts by {embedder_id!r}, not by {source.embedder_id!r}",
-                reason="EMBEDDER_MISMATCH",
-                expected=embedder_id,
-                got=source.embedder_id,
-            )
+    for source in inputs:  # again: only a process that runs says which embedder it is
+        check_input(cache, source, embedder=embedder)
     return [Embedded(vector, space) for vector in normalise(embedded)]

@@ -69,9 +69,8 @@ def lease(
     died = and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms, jobs.c.attempt_count >= MAX_ATTEMPTS)
     gave_up = f"its worker died {MAX_ATTEMPTS} times"
     connection.execute(update(jobs).where(died).values(state=FAILED, error=gave_up, end_ms=now_ms))
-    takable = or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
     wanted = or_(jobs.c.kind.in_(kinds), and_(jobs.c.kind == REEMBED, jobs.c.source == embedder_id))
-    oldest = select(jobs.c.id).where(takable, wanted).order_by(jobs.c.id).limit(1)
+    oldest = select(jobs.c.id).where(_takable(now_ms), wanted).order_by(jobs.c.id).limit(1)
     job_id = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
     if job_id is None:
         return None
@@ -137,9 +136,9 @@ def cancel_all(connection: Connection, cache_id: int, *, kind: str, now_ms: int)
     connection.execute(update(jobs).where(*unfinished).values(state=CANCELLED, end_ms=now_ms))
 
 
-def is_waiting(connection: Connection, *, kind: str) -> bool:
-    """Whether a job of this kind has not finished, in any cache."""
-    query = select(jobs.c.id).where(jobs.c.kind == kind, jobs.c.state.in_((QUEUED, RUNNING)))
+def is_waiting(connection: Connection, *, kind: str, now_ms: int) -> bool:
+    """Whether a job of this kind waits, or its worker died, in any cache."""
+    query = select(jobs.c.id).where(jobs.c.kind == kind, _takable(now_ms))
     return connection.execute(query.limit(1)).first() is not None
 
 
@@ -185,6 +184,10 @@ def last_at_stage(connection: Connection, job: JobRecord, *, stage: str) -> JobR
     query = select(jobs).where(same, jobs.c.stage == stage, jobs.c.id <= job.id)
     found = connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).first()
     return None if found is None else JobRecord(**found._mapping)
+
+
+def _takable(now_ms: int) -> ColumnElement[bool]:
+    return or_(jobs.c.state == QUEUED, and_(jobs.c.state == RUNNING, jobs.c.lease_ms <= now_ms))
 
 
 def _same_work(cache_id: int, *, kind: str, source: str | None) -> ColumnElement[bool]:

@@ -96,10 +96,10 @@ def keep_learned(connection: Connection, cache_id: int, encoder_id: str, rows: S
 
 
 def refuse_forgotten(connection: Connection, cache_id: int, row_ids: Sequence[int]) -> None:
-    """Raise PreconditionError if one of the rows that an encoder was trained on was forgotten since."""
+    """Raise PreconditionError if one of the rows that an encoder or a map was made of was forgotten since."""
     if forgotten := present(connection, cache_id, row_ids, forgotten_rows.c.row_id):
         raise PreconditionError(
-            f"{len(forgotten)} rows were forgotten while an encoder learned from them: train again",
+            f"{len(forgotten)} rows were forgotten while they were learned from: begin again",
             reason="ROWS_FORGOTTEN",
         )
 

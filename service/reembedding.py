@@ -13,12 +13,13 @@ from sqlalchemy import Connection, Engine, Select, bindparam, func, null, select
 
 from hashing.trainer import Progress
 from service import quota
-from service.coding import normalise, to_stored
+from service.coding import to_stored
 from service.database import execute_many, reading, writing
 from service.embedder_migration import changing_space
 from service.embedding import DEFAULT_MODALITY
 from service.errors import PreconditionError
 from service.learned_rows import id_chunks
+from service.patient_embedding import EmbedTexts, PatientEmbedding
 from service.records import CacheRecord, ModalitySpec, Operation
 from service.rows import read_cache
 from service.tables import entries, feedback
@@ -26,8 +27,6 @@ from service.transaction import CacheTransaction
 
 BATCH_ROWS = 64
 """Texts embedded, and rows moved, at a time: writers wait for no more."""
-
-EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 
 _MOVE = (
     update(entries)
@@ -47,12 +46,14 @@ _MOVE = (
 class ReembedReport:
     """moved_count: entries in the new space now that were in the old one. left_count: live ones still there,
     for lack of a text or of an embedding. unknown_count: embeddings that name no entry of the old space.
-    evicted_count: entries that left as vectors became larger than quotas allow."""
+    evicted_count: entries that left as vectors became larger than quotas allow. failed_count: texts that the
+    embedder cannot embed."""
 
     moved_count: int
     left_count: int
     unknown_count: int = 0
     evicted_count: int = 0
+    failed_count: int = 0
 
 
 def reembed_texts(
@@ -67,13 +68,15 @@ def reembed_texts(
     """Embed the texts of entries anew, the most used entries first, a batch at a time. clock: ms.
 
     `progress` is told of "embed" before every batch and may raise to stop: what was moved stays moved. An
-    entry that is deleted or moved meanwhile is left alone; one that is stored meanwhile is moved too.
+    entry that is deleted or moved meanwhile is left alone; one that is stored meanwhile is moved too. Of a
+    batch that cannot be embedded its texts are embedded one at a time, and those that fail stay.
 
     Raises: NotFoundError; PreconditionError: the cache is not changing to this embedder, or no longer;
-    EmbedderUnavailableError; InvalidRequestError: the embedder made something that is no embedding.
+    EmbedderUnavailableError, InvalidRequestError: of no text does the embedder make an embedding.
     """
     tried: set[int] = set()
-    moved = evicted = 0
+    patient = PatientEmbedding(embed)
+    moved = evicted = failed = 0
     while row_ids := _waiting(engine, cache, embedder_id, without=tried):
         total = len(tried) + len(row_ids)
         for start in range(0, len(row_ids), BATCH_ROWS):
@@ -83,8 +86,8 @@ def reembed_texts(
             texts = _read_texts(engine, batch)
             if not texts:
                 continue
-            vectors = normalise(embed(list(texts.values())))
-            made = dict(zip(texts, vectors, strict=True))
+            made = patient.embed(texts)
+            failed += len(texts) - len(made)
             counts = move_rows(
                 engine, cache, made, modality=DEFAULT_MODALITY, embedder_id=embedder_id, clock=clock
             )
@@ -94,6 +97,7 @@ def reembed_texts(
         moved_count=moved,
         left_count=count_left(engine, cache, modality=DEFAULT_MODALITY, now_ms=clock()),
         evicted_count=evicted,
+        failed_count=failed,
     )
 
 

@@ -274,19 +274,20 @@ def _search_instances(state: CacheState, searches: Sequence[_Search], *, now_ms:
 def _search_either(state: CacheState, own: SearchRequest, mapped: SearchRequest | None) -> _Found:
     """One search by a path that one space of two has; for the other the planner chooses.
 
-    Raises: PreconditionError: nothing was found by it.
+    Raises: PreconditionError: no space that has rows has it.
     """
     results: list[SearchResult] = []
     refusal: PathUnavailableError | None = None
-    has_found = False
+    has_path = False
+    filled = frozenset(state.index.partitions)
     for request in (own,) if mapped is None else (own, mapped):
         try:
             results.append(state.index.search(request))
-            has_found |= bool(results[-1].matches)
+            has_path |= not filled.isdisjoint(request.partitions)
         except PathUnavailableError as error:
             refusal = error
             results.append(state.index.search(replace(request, path=None)))
-    if refusal is not None and not has_found:
+    if refusal is not None and not has_path:
         raise PreconditionError(str(refusal), reason="PATH_UNAVAILABLE") from refusal
     return _Found(results[0]) if mapped is None else _merged(results[0], results[1], k=own.k)
 

@@ -46,7 +46,8 @@ class Worker:
 
     load_file: loads the files of `[update] inbox`; None: it has none. Workers that have one share the folder.
     learn_pairs: learns from verdicts; None: it cannot, and leaves those jobs to others.
-    embedder: takes the jobs that embed by it, and is started at the first one; who gives it stops it.
+    embedder: takes the jobs that embed by it, and is started when the first one waits and no other job does;
+    one that does not start is tried again `retry_seconds` later. Who gives it stops it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Worker:
         self._load_file = load_file
         self._learn_pairs = learn_pairs
         self._embedder = embedder
+        self._next_start_ms = 0  # of the embedder
         folder = config.update.inbox
         self._inbox = Inbox(Path(folder)) if folder and load_file is not None else None
         able = {jobs.UPDATE: True, jobs.LOAD: self._inbox, jobs.LEARN_PAIRS: learn_pairs}
@@ -190,19 +192,12 @@ class Worker:
 
     def run_one(self) -> bool:
         """Run one job; False where none waits."""
-        embedder_id = self._embedder_id()
-        with writing(self._engine) as connection:
-            job = jobs.lease(
-                connection,
-                owner=self._owner,
-                now_ms=self._clock(),
-                lease_ms=self._lease_ms,
-                kinds=self._kinds,
-                embedder_id=embedder_id,
-            )
-            if job is None:
-                return False
-            cache = connection.execute(select(caches.c.name).where(caches.c.id == job.cache_id)).scalar_one()
+        taken = self._take()
+        if taken is None and self._start_embedder():
+            taken = self._take()
+        if taken is None:
+            return False
+        job, cache = taken
         logger.info("job %s: %s of %s", job.name, job.kind, cache)
         try:
             self._run_job(job, cache)
@@ -220,6 +215,23 @@ class Worker:
             logger.exception("job %s failed", job.name)
             self._fail(job, f"{type(error).__name__}: {error}")
         return True
+
+    def _take(self) -> tuple[JobRecord, str] | None:
+        """A job and the name of its cache; one that embeds only where the embedder runs already."""
+        spec = None if self._embedder is None else self._embedder.spec
+        with writing(self._engine) as connection:
+            job = jobs.lease(
+                connection,
+                owner=self._owner,
+                now_ms=self._clock(),
+                lease_ms=self._lease_ms,
+                kinds=self._kinds,
+                embedder_id=None if spec is None else spec.embedder_id,
+            )
+            if job is None:
+                return None
+            cache = connection.execute(select(caches.c.name).where(caches.c.id == job.cache_id)).scalar_one()
+        return job, cache
 
     def _run_job(self, job: JobRecord, cache: str) -> None:
         with Lease(self._engine, job, clock=self._clock, lease_ms=self._lease_ms) as lease:
@@ -260,19 +272,21 @@ class Worker:
 
         return self._learn_pairs(self._engine, cache, lease.tell, conclude)
 
-    def _embedder_id(self) -> str | None:
-        """Of the embedder, where a job waits for one; None: it has none, or it does not start."""
-        if self._embedder is None:
-            return None
-        if self._embedder.spec is None:
-            with reading(self._engine) as connection:
-                if not jobs.is_waiting(connection, kind=jobs.REEMBED):
-                    return None
-            try:
-                self._embedder.start()
-            except EmbedderUnavailableError as error:
-                logger.error("no job that embeds can be taken: %s", error)
-        return None if self._embedder.spec is None else self._embedder.spec.embedder_id
+    def _start_embedder(self) -> bool:
+        """Start the embedder if a job waits for one; False: none does, it runs already, or does not start."""
+        now_ms = self._clock()
+        if self._embedder is None or self._embedder.spec is not None or now_ms < self._next_start_ms:
+            return False
+        with reading(self._engine) as connection:
+            if not jobs.is_waiting(connection, kind=jobs.REEMBED, now_ms=now_ms):
+                return False
+        try:
+            self._embedder.start()
+        except EmbedderUnavailableError as error:
+            logger.error("no job that embeds can be taken: %s", error)
+            self._next_start_ms = self._clock() + int(self._config.update.retry_seconds * 1000)
+            return False
+        return True
 
     def _reembed(self, job: JobRecord, cache: str, lease: Lease) -> None:
         """Move entries to the embedder's space; what is moved stays so, whatever becomes of the job."""

@@ -165,6 +165,18 @@ def test_dropped_category_is_gone_and_others_stay():
     assert index.live_ids(TEXT).tolist() == []
 
 
+def test_dropped_modality_may_come_again_with_another_dimension():
+    index = index_of((KEY, make_rows([1])), (SegmentKey(1, "image", ENCODER), make_rows([2])))
+    index.drop_modality("text")
+    index.drop_modality("sound")
+    assert index.live_ids().tolist() == [2]
+    other = make_rows(
+        [3], vectors=unit_vectors(1, seed=1, dim=5).astype(np.float16), codes=make_rows([1]).codes
+    )
+    index.apply(Changes(seq=2, upserts=((KEY, other),)))
+    assert index.live_ids(TEXT).tolist() == [3]
+
+
 # Fingerprints.
 
 

@@ -102,7 +102,8 @@ def test_steps_from_one_embedder_to_the_next(
 
     half = _write(tmp_path / f"half.{suffix}", NEW_ROWS[:300], IDS[:300])
     moved = migrate("--reembed", "--embeddings", half)
-    assert moved == {"moved_count": 300, "left_count": 100, "unknown_count": 0, "evicted_count": 0}
+    nothing = {"unknown_count": 0, "evicted_count": 0, "failed_count": 0}
+    assert moved == {"moved_count": 300, "left_count": 100, **nothing}
     state = migrate()
     assert [(own["embedder_id"], own["entry_count"]) for own in state["embedders"]] == [
         ("old", 100),
@@ -126,6 +127,26 @@ def test_steps_from_one_embedder_to_the_next(
     rows = _write(tmp_path / "more.npz", NEW_ROWS[:20], np.array([f"more{i}" for i in range(20)]))
     assert command("build", "--input", rows, "--json")["rows_loaded"] == 20
     assert "16 dimensions" in command("build", "--input", str(tmp_path / "old.npz"), status=1)
+    assert "all invariants hold" in command("check")
+
+
+def test_build_trains_where_the_encoder_is_of_the_replaced_embedder(
+    command: Command, migrate: Command, tmp_path: Path
+) -> None:
+    trained = command("train", "--activate", "--json")["encoder"][:12]
+    file = _write(tmp_path / "new.npz", NEW_ROWS)
+    migrate("--to", "new", "--pairs", file)
+    migrate("--reembed", "--embeddings", file)
+    command("build", "--train", "--json")
+    assert trained in command("encoders")  # the old space is there still
+    assert command("encoders").count("active") == 1
+    migrate("--finish")
+    assert command("build", "--train", "--json")["rows_coded"] == COUNT
+    active = next(line for line in command("encoders").splitlines() if "active" in line)
+    assert trained not in active
+    again = command("build", "--train", "--json")
+    assert again["rows_coded"] == 0
+    assert active in command("encoders")
     assert "all invariants hold" in command("check")
 
 
@@ -164,10 +185,10 @@ def _with(rows: NDArray[np.float32], value: float) -> NDArray[np.float32]:
         (_with(NEW_ROWS, np.nan), IDS, "row 7: the embedding holds NaN"),
         (_with(NEW_ROWS, np.inf), IDS, "row 7: the embedding holds NaN or infinity"),
         (_with(NEW_ROWS, 0), IDS, "row 7: the embedding is a zero vector"),
-        (NEW_ROWS[:2], IDS[:2], "2 usable pairs, at least 3"),
+        (NEW_ROWS[:59], IDS[:59], "59 usable pairs, at least 60"),
         (NEW_ROWS[:50], np.array([f"no{i}" for i in range(50)]), "50 name no entry"),
         (NEW_ROWS[:2], np.array(["e1", "e1"]), "id 'e1' is there twice"),
-        (np.ones((50, NEW_DIM), np.float32), IDS[:50], "equal"),
+        (np.ones((60, NEW_DIM), np.float32), IDS[:60], "equal"),
         (np.zeros((5, 9000), np.float32), IDS[:5], "dim must be in"),
     ],
 )
@@ -205,11 +226,13 @@ def test_steps_out_of_turn_and_wrong_names_are_refused(
         (("--embeddings", file), "--embeddings goes with --reembed"),
     ):
         assert words in migrate(*arguments, status=1), arguments
+    twice = _write(tmp_path / "twice.npz", NEW_ROWS[:2], np.array(["e1", "e1"]))
     migrate("--to", "new", "--pairs", file)
     for arguments, words in (
         (("--to", "newer", "--pairs", file), "is not finished"),
         (("--reembed", "--embeddings", str(tmp_path / "old.npz")), "16 dimensions, new makes 24"),
         (("--reembed", "--embeddings", _write(tmp_path / "nan.npz", _with(NEW_ROWS, np.nan))), "row 7"),
+        (("--reembed", "--embeddings", twice), "id 'e1' is there twice"),
         (("--reembed", "--follow", "--embeddings", file), "does not go with --embeddings"),
     ):
         assert words in migrate(*arguments, status=1), arguments
@@ -254,6 +277,6 @@ def test_without_a_file_the_configured_embedder_embeds_a_sample(
 ) -> None:
     write_config(tmp_path, embedder="minilm")
     # The old embeddings have nothing to do with the texts.
-    report = migrate("--to", "all-MiniLM-L6-v2", "--sample", "40", status=4)
-    assert (report["pair_count"], report["held_out_count"], report["unknown_count"]) == (40, 20, 0)
+    report = migrate("--to", "all-MiniLM-L6-v2", "--sample", "80", status=4)
+    assert (report["pair_count"], report["held_out_count"], report["unknown_count"]) == (80, 40, 0)
     assert "--pairs FILE" in migrate("--to", "new", "--modality", "image", status=1)

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import numpy as np
@@ -41,6 +43,8 @@ from verifiers_at_work import activate, register, trained_verifier
 from waiting import eventually
 
 from hashing.embedder_map import load_embedder_map
+from hashing.mapped_threshold import calibrate_thresholds
+from service import embedder_migration
 from service.application import clock_ms
 from service.coding import from_stored, to_stored
 from service.config import Config
@@ -48,12 +52,14 @@ from service.database import reading, writing
 from service.embedder_maps import read_maps
 from service.embedder_migration import abort_migration, start_migration
 from service.errors import PreconditionError
+from service.forget_report import forget
+from service.forgetting import ForgetSelection
 from service.jobs import LeaseLostError
 from service.reembedding import sample_texts
 from service.registry import bump_config
 from service.rows import read_cache
 from service.server import Server
-from service.tables import embedder_maps, entries, shift_monitors
+from service.tables import caches, embedder_maps, entries, shift_monitors
 
 ASKED = range(0, COUNT, 10)
 
@@ -477,6 +483,120 @@ def test_abort_undoes_a_start_and_no_space_is_used_again(door: Client, sqlite_co
             weights = {row.state: row.weights for row in connection.execute(embedder_maps.select())}
         assert weights["retired"] == b"" != weights["active"]
     assert problems(sqlite_config) == ()
+
+
+def test_number_of_a_space_outlives_the_map_that_comes_again_and_is_rejected(
+    door: Client, sqlite_config: Config
+) -> None:
+    few = WORLD.new[:80]
+    aside = unit(np.random.default_rng(6).standard_normal((30 * 80, OLD_DIM)))
+    crowd = unit(np.repeat(WORLD.old[:80], 30, axis=0) + 0.05 * aside)
+    with opened(sqlite_config) as engine:
+        first = start(sqlite_config, embeddings=few)
+        abort_migration(engine, "faq", modality="text", clock=clock_ms)
+        for i in range(0, len(crowd), 200):
+            door.batch_store("faq", [crowded(crowd, j) for j in range(i, i + 200)])
+        again = start(sqlite_config, embeddings=few)
+        assert (first.accepted, again.accepted, first.map_id) == (True, False, again.map_id)
+        door.invalidate("faq", tags=["crowd"])
+        assert start(sqlite_config, embeddings=few).accepted
+        with reading(engine) as connection:
+            assert list(read_cache(connection, "faq").modalities) == ["text", "text:3"]
+    assert problems(sqlite_config) == ()
+
+
+def crowded(rows: Vectors, i: int) -> Any:
+    return old_entry(0, embedding=rows[i], entry=f"c{i}", text=f"crowd {i}", labels=[], tags=["crowd"])
+
+
+def test_new_space_takes_the_place_of_the_old_one(door: Client, sqlite_config: Config) -> None:
+    with opened(sqlite_config) as engine:
+        with writing(engine) as connection:
+            modalities = {"text": asdict(read_cache(connection, "faq").modalities["text"])}
+            modalities["image"] = {"dim": 8, "embedder_id": "", "succeeds": ""}
+            connection.execute(update(caches).values(modalities=modalities))
+        assert start(sqlite_config).accepted
+        move(sqlite_config, range(COUNT))
+        finish(sqlite_config)
+        with reading(engine) as connection:
+            assert list(read_cache(connection, "faq").modalities) == ["text:2", "image"]
+
+
+def test_thresholds_are_by_all_rows_where_a_fit_reads_some(
+    door: Client, sqlite_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_migration, "STORED_LIMIT", 150)
+    monkeypatch.setattr(embedder_migration, "SCAN_ROWS", 64)
+    report = start(sqlite_config)
+    with opened(sqlite_config) as engine, reading(engine) as connection:
+        fitted = load_embedder_map(connection.execute(embedder_maps.select()).one().weights)
+    held = np.random.default_rng(0).permutation(COUNT)[: report.held_out_count]
+    rows = stored(WORLD.old)
+    expected = calibrate_thresholds(fitted, WORLD.new[held], rows[held], stored=[rows])
+    assert np.allclose(report.mapped_thresholds, expected.limits, atol=1e-6)
+    some = calibrate_thresholds(fitted, WORLD.new[held], rows[held], stored=[rows[:150]])
+    assert not np.allclose(report.mapped_thresholds, some.limits, atol=1e-6)
+
+
+@pytest.mark.parametrize("pair_count", [COUNT, 100])
+def test_map_of_a_row_that_was_forgotten_meanwhile_is_not_kept(
+    door: Client, sqlite_config: Config, pair_count: int
+) -> None:
+    def forget_meanwhile(stage: str, _done: int, _total: int) -> None:
+        if stage == "judge":  # one that is stored, whether or not it is among the pairs
+            forget(
+                engine,
+                "faq",
+                ForgetSelection(names=(f"e{COUNT - 1}",)),
+                config=sqlite_config,
+                clock=clock_ms,
+                progress=lambda _stage, _done, _total: None,
+            )
+
+    with opened(sqlite_config) as engine:
+        with pytest.raises(PreconditionError, match="1 rows were forgotten") as refusal:
+            start(sqlite_config, embeddings=WORLD.new[:pair_count], progress=forget_meanwhile)
+        assert refusal.value.reason == "ROWS_FORGOTTEN"
+        with reading(engine) as connection:
+            record = read_cache(connection, "faq")
+            assert (list(record.modalities), read_maps(connection, record.id)) == (["text"], [])
+    assert start(sqlite_config, embeddings=WORLD.new[:pair_count]).accepted
+
+
+def test_map_is_judged_by_enough_pairs_and_rows_or_refused(
+    sqlite_config: Config, start_server: Callable[[Config], Server], connect: Callable[[Server], Client]
+) -> None:
+    client = connect(start_server(sqlite_config))
+    fill(client, 99)
+    with pytest.raises(PreconditionError, match="59 usable pairs, at least 60"):
+        start(sqlite_config, embeddings=WORLD.new[:59])
+    with pytest.raises(PreconditionError, match="99 entries to judge a map by, at least 100"):
+        start(sqlite_config, embeddings=WORLD.new[:60])
+    client.batch_store("faq", [old_entry(99)])
+    for seed in range(20):
+        unrelated = unit(np.random.default_rng(seed).standard_normal((60, NEW_DIM)))
+        assert not start(sqlite_config, embeddings=unrelated).accepted
+    report = start(sqlite_config, embeddings=WORLD.new[:60])
+    assert (report.accepted, report.held_out_count) == (True, 30)
+
+
+def test_path_of_a_space_that_finds_nothing_is_no_reason_to_refuse(
+    door: Client, sqlite_config: Config
+) -> None:
+    train(sqlite_config, door, cache="faq", with_graph=False)
+    started(door, sqlite_config)
+    move(sqlite_config, [1])
+    follow(door, sqlite_config)  # the new space has a row, without a code
+    query = {"embedding": WORLD.new[4], "embedder_id": NEW, "path": pb.SEARCH_PATH_SCAN}
+    assert door.search("faq", **query).results
+    assert not door.search("faq", **query, scope="nobody's").results
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "PATH_UNAVAILABLE"):
+        door.search("faq", **(query | {"path": pb.SEARCH_PATH_HNSW}), scope="nobody's")
+    move(sqlite_config, range(COUNT))
+    finish(sqlite_config)
+    await_end(door)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "PATH_UNAVAILABLE"):
+        door.search("faq", **query)
 
 
 def test_second_change_follows_the_first(door: Client, sqlite_config: Config) -> None:

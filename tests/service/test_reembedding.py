@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from two_embedders import (
     NEW,
     OLD,
     WORLD,
+    Vectors,
     fill,
     finish,
     move,
@@ -34,16 +36,17 @@ from service.application import clock_ms
 from service.cache import SemanticCache
 from service.config import Config, EmbedderConfig
 from service.database import open_engine, reading, writing
-from service.embedder import Embedder
+from service.embedder import Embedder, patient
 from service.embedder_migration import abort_migration
 from service.embedding import Input, embed_inputs
-from service.errors import InvalidRequestError, PreconditionError
+from service.errors import EmbedderUnavailableError, InvalidRequestError, PreconditionError
 from service.feed import read_changes
 from service.finding import LookupQuery
 from service.forget_report import forget
 from service.forgetting import ForgetSelection
 from service.generations import build_index
 from service.records import JobRecord
+from service.reembedding import BATCH_ROWS, reembed_texts
 from service.replica import CacheReplica
 from service.rows import read_cache, read_jobs
 from service.server import Server
@@ -100,7 +103,7 @@ def embedder_of(tmp_path: Path) -> Iterator[Callable[[str], Embedder]]:
 
     def make(embedder_id: str) -> Embedder:
         command = (sys.executable, str(script), str(tmp_path), embedder_id)
-        made.append(Embedder(EmbedderConfig(model="minilm", start_seconds=60.0), command=command))
+        made.append(Embedder(patient(EmbedderConfig(model="minilm", start_seconds=60.0)), command=command))
         return made[-1]
 
     yield make
@@ -152,6 +155,7 @@ def test_only_a_worker_of_the_new_embedder_takes_the_job(
         "left_count": 0,
         "unknown_count": 0,
         "evicted_count": 0,
+        "failed_count": 0,
     }
     assert len(moved_names(client)) == COUNT and problems(sqlite_config) == ()
 
@@ -179,6 +183,144 @@ def test_texts_are_of_the_space_of_the_embedder_that_embeds_them(
         with pytest.raises(InvalidRequestError) as refused:
             embed_inputs(record, [asked], embedder=by, timeout_seconds=60.0)
         assert refused.value.reason == "EMBEDDER_MISMATCH"
+
+
+def test_text_that_names_another_embedder_is_refused_whatever_is_stored(
+    client: Client, engine: Engine, sqlite_config: Config, embedder_of: Callable[[str], Embedder]
+) -> None:
+    assert start(sqlite_config).accepted
+    embedder = embedder_of(NEW)
+    embedder.start()
+    accesses = AccessLog(max_entries=100, max_distances=100)
+    cache = SemanticCache(accesses=accesses, embedder=embedder, clock=clock_ms, min_seq_wait_seconds=1.0)
+    with reading(engine) as connection:
+        record = read_cache(connection, "faq")
+    replica = CacheReplica(engine, record, search=sqlite_config.search, data_dir=sqlite_config.store.data_dir)
+
+    def ask(text: str, **fields: Any) -> str:
+        query = LookupQuery(category="billing", source=Input(text=text, **fields))
+        (answer,) = cache.lookup(replica, [query], timeout_seconds=60.0)
+        return answer.reason.value
+
+    for text in ("question 3", "asked 3"):  # one is stored, the other is not
+        with pytest.raises(InvalidRequestError, match=f"embeds texts by '{NEW}', not by '{OLD}'") as refused:
+            ask(text, embedder_id=OLD)
+        assert refused.value.reason == "EMBEDDER_MISMATCH"
+        assert ask(text, embedder_id=NEW) in ("fingerprint", "within_threshold")
+    assert ask("question 3", embedding=WORLD.old[9], embedder_id=OLD) == "fingerprint"
+
+
+def test_texts_that_the_embedder_fails_at_stay_and_are_counted(
+    client: Client, engine: Engine, sqlite_config: Config, embedder_of: Callable[[str], Embedder]
+) -> None:
+    assert start(sqlite_config).accepted
+    fields = {"embedding": WORLD.old[7], "embedder_id": OLD, "response": b""}
+    for text in ("poison pill", "poison 9999"):  # the process dies of them
+        client.store("faq", "billing", text=text, entry=text.replace(" ", "-"), **fields)
+    enqueue(engine)
+    assert worker(engine, sqlite_config, embedder_of(NEW)).run_one()
+    job = job_of(engine)
+    assert job.state == jobs.SUCCEEDED
+    report = json.loads(job.report)
+    assert (report["moved_count"], report["left_count"], report["failed_count"]) == (COUNT, 2, 2)
+    assert len(moved_names(client)) == COUNT and problems(sqlite_config) == ()
+
+
+@pytest.mark.parametrize(("good", "calls"), [(0, 1 + 8), (1, 1 + 3), (2, 2 + 3)])
+def test_embedder_that_stops_answering_ends_the_job_soon(
+    client: Client, engine: Engine, sqlite_config: Config, good: int, calls: int
+) -> None:
+    assert start(sqlite_config).accepted
+    asked: list[int] = []
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        asked.append(len(texts))
+        if len(asked) > good:
+            raise EmbedderUnavailableError("gone")
+        return WORLD.new[[int(text.split()[1]) for text in texts]]
+
+    with pytest.raises(EmbedderUnavailableError, match="gone"):
+        reembed_texts(
+            engine,
+            "faq",
+            embedder_id=NEW,
+            embed=embed,
+            clock=clock_ms,
+            progress=lambda _stage, _done, _total: None,
+        )
+    assert len(asked) == calls
+    assert len(moved_names(client)) == BATCH_ROWS * good
+
+
+def test_vector_that_is_no_embedding_fails_its_text_alone(
+    client: Client, engine: Engine, sqlite_config: Config
+) -> None:
+    assert start(sqlite_config).accepted
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        made = WORLD.new[[int(text.split()[1]) for text in texts]].copy()
+        made[[text in ("question 0", "question 399") for text in texts]] = np.nan
+        return made
+
+    report = reembed_texts(
+        engine,
+        "faq",
+        embedder_id=NEW,
+        embed=embed,
+        clock=clock_ms,
+        progress=lambda _stage, _done, _total: None,
+    )
+    assert (report.moved_count, report.left_count, report.failed_count) == (COUNT - 2, 2, 2)
+    assert problems(sqlite_config) == ()
+
+
+def test_embedder_that_does_not_start_is_tried_again_later_and_holds_up_no_other_job(
+    client: Client, engine: Engine, sqlite_config: Config, tmp_path: Path
+) -> None:
+    train(sqlite_config, client, cache="faq", with_graph=False)
+    assert start(sqlite_config).accepted
+    note = f"open({str(tmp_path / 'started')!r}, 'a').write('x')"
+    command = (sys.executable, "-c", note)
+    embedder = Embedder(EmbedderConfig(model="minilm", start_seconds=60.0), command=command)
+    now_ms = clock_ms()
+    own = Worker(engine, sqlite_config, clock=lambda: now_ms, embedder=embedder)
+
+    def starts() -> int:
+        return len((tmp_path / "started").read_text()) if (tmp_path / "started").exists() else 0
+
+    enqueue(engine)
+    with writing(engine) as connection:
+        record = read_cache(connection, "faq")
+        jobs.enqueue(connection, record.id, kind=jobs.UPDATE, now_ms=now_ms)
+    assert own.run_one()
+    assert (job_of(engine).kind, job_of(engine).state in (jobs.QUEUED, jobs.RUNNING)) == (jobs.UPDATE, False)
+    assert starts() == 0
+    retry_ms = int(1000 * sqlite_config.update.retry_seconds)
+    for passed_ms, expected in ((0, 1), (retry_ms - 1, 1), (1, 2), (1, 2)):
+        now_ms += passed_ms
+        assert not own.run_one()
+        assert starts() == expected
+    embedder.stop()
+
+
+def test_embedder_is_not_started_for_a_job_that_another_worker_holds(
+    client: Client,
+    engine: Engine,
+    sqlite_config: Config,
+    embedder_of: Callable[[str], Embedder],
+    tmp_path: Path,
+) -> None:
+    assert start(sqlite_config).accepted
+    enqueue(engine)
+    now_ms = clock_ms()
+    with writing(engine) as connection:
+        assert jobs.lease(connection, owner="other", now_ms=now_ms, lease_ms=60_000, embedder_id=NEW)
+    own = Worker(engine, sqlite_config, clock=lambda: now_ms, embedder=embedder_of(NEW))
+    assert not own.run_one()
+    assert not (tmp_path / "started").exists()
+    now_ms += 60_000  # it died
+    assert own.run_one()
+    assert job_of(engine).state == jobs.SUCCEEDED
 
 
 def test_cancelled_job_keeps_what_it_moved_and_the_next_one_goes_on(

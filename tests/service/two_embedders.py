@@ -100,7 +100,17 @@ def opened(config: Config) -> Iterator[Engine]:
         engine.dispose()
 
 
-def start(config: Config, *, embeddings: Vectors | None = None, modality: str = "text") -> StartReport:
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+def start(
+    config: Config,
+    *,
+    embeddings: Vectors | None = None,
+    modality: str = "text",
+    progress: Callable[[str, int, int], None] = no_progress,
+) -> StartReport:
     """Begin the change, from all entries embedded by both."""
     made = WORLD.new if embeddings is None else embeddings
     with opened(config) as engine:
@@ -113,7 +123,7 @@ def start(config: Config, *, embeddings: Vectors | None = None, modality: str = 
             embeddings=made,
             seed=0,
             clock=clock_ms,
-            progress=lambda _stage, _done, _total: None,
+            progress=progress,
         )
 
 
@@ -136,7 +146,7 @@ def embed(texts: Sequence[str]) -> Vectors:
 def reembed(
     config: Config,
     *,
-    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    progress: Callable[[str, int, int], None] = no_progress,
 ) -> ReembedReport:
     """Embed the rest anew."""
     with opened(config) as engine:
