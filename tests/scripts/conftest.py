@@ -1,21 +1,19 @@
 """Commands as a person runs them, each in a folder of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_process import run_command
 from numpy.typing import NDArray
 
 from scripts.server_process import ServerProcess, write_config
 from service.config import load_config
 
-ROOT = Path(__file__).parents[2]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -37,10 +35,10 @@ def config_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nearhit(config_path: Path) -> Run:
-    """Runs `nearhit` as a process. `--config` is given to the commands that take it."""
+def nearhit(config_path: Path, tmp_path: Path) -> Run:
+    """Runs `nearhit` as a process, see `run_command`. `--config` is given to the commands that take it."""
 
-    def run(*arguments: str, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    def run(*arguments: str, status: int = 0, fresh: bool = False) -> "subprocess.CompletedProcess[str]":
         operating = {
             "train",
             "train-verifier",
@@ -56,15 +54,7 @@ def nearhit(config_path: Path) -> Run:
         }
         takes_config = arguments[0] in {"migrate", "serve", *operating}
         config = ["--config", str(config_path)] if takes_config and "--config" not in arguments else []
-        done = subprocess.run(
-            [sys.executable, "-m", "scripts", *arguments, *config],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        done = run_command((*arguments, *config), folder=tmp_path, timeout_seconds=100, fresh=fresh)
         assert done.returncode == status, done.stderr
         return done
 

@@ -44,7 +44,7 @@ def test_help_names_every_command(nearhit: Run) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(nearhit: Run, command: str) -> None:
-    assert "usage: nearhit " + command in nearhit(command, "--help").stdout
+    assert "usage: nearhit " + command in nearhit(command, "--help", fresh=True).stdout
 
 
 def test_printed_configuration_is_read_back(nearhit: Run, tmp_path: Path) -> None:

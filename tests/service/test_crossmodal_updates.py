@@ -257,7 +257,7 @@ def test_a_forgotten_row_leaves_its_modality_and_no_other(
     found = proofs(cache)
     assert {own: proof.row_count for own, proof in found.items()} == {own: len(rest[own]) for own in DIMS}
     assert [(proof.problem, proof.query_bits_changed) for proof in found.values()] == [("", 0)] * 2
-    assert max(proof.max_difference or 1.0 for proof in found.values()) < 1e-4
+    assert all(proof.max_difference is not None and proof.max_difference < 1e-4 for proof in found.values())
     left = {name: code for name, code in codes.items() if name not in gone}
     assert {row.name: (row.code, row.label_code) for row in cache.entries()} == left
     destroyed = encoders(cache)[before.encoder_id]

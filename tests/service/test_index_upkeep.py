@@ -20,6 +20,7 @@ from index.manifest import CURRENT_FILE, build_lock, current_generation
 from service import store
 from service.check import check_cache
 from service.compaction import COMMAND, Compactor, build_reason, row_counts
+from service.compaction_process import build
 from service.config import CompactionConfig, Config
 from service.database import migrate, open_engine, reading, writing
 from service.errors import ConfigurationError
@@ -173,14 +174,13 @@ def test_deleted_rows_of_a_generation_are_left_behind(
 ) -> None:
     put(cache, 60)
     replica = replica_of(cache, settings)
-    compactor = make_compactor()
-    run_build(compactor, replica)
+    assert build(cache.name, settings)["outcome"] == "built"
     assert replica.open_new_generation()
     for number in range(25):
         cache.mutate(partial(store.delete_entry, name=f"e{number}"))
     replica.catch_up()
     assert row_counts(replica).dead_count == 25
-    run_build(compactor, replica)
+    run_build(make_compactor(), replica)
     assert replica.open_new_generation()
     assert (row_counts(replica).live_count, row_counts(replica).dead_count) == (35, 0)
 
@@ -287,7 +287,7 @@ def test_a_full_disk_is_logged_and_serving_goes_on(
     put(cache, 60)
     replica = replica_of(cache, settings)
     clock = Clock()
-    run_build(make_compactor(clock=clock), replica)
+    assert build(cache.name, settings)["outcome"] == "built"
     assert replica.open_new_generation()
     put(cache, 60, prefix="later")
     replica.catch_up()
@@ -352,7 +352,7 @@ def test_damage_at_the_start_is_named_and_a_fresh_generation_is_built(
     how: str,
 ) -> None:
     put(cache, 30)
-    run_build(make_compactor(), replica_of(cache, settings))
+    assert build(cache.name, settings)["outcome"] == "built"
     root = root_of(cache, settings)
     path = root / file if file == CURRENT_FILE else next(root.glob(f"gen-*/{file}"))
     damage(path, how)
@@ -378,7 +378,7 @@ def test_a_damaged_small_generation_is_replaced_too(
     cache: StoreCache, settings: Config, make_compactor: Callable[..., Compactor]
 ) -> None:
     put(cache, 30)
-    run_build(make_compactor(), replica_of(cache, settings))
+    assert build(cache.name, settings)["outcome"] == "built"
     damage(next(root_of(cache, settings).glob("gen-*/*.segment")), "corrupted")
     large = with_compaction(settings, min_rows=1_000_000)
     replica = replica_of(cache, large)
@@ -397,7 +397,7 @@ def test_damage_of_a_new_generation_leaves_the_old_one_served(
     replica = replica_of(cache, settings)
     clock = Clock()
     compactor = make_compactor(clock=clock)
-    run_build(compactor, replica)
+    assert build(cache.name, settings)["outcome"] == "built"
     assert replica.open_new_generation()
     first = replica.state.index.generation
     put(cache, 30, prefix="later")
@@ -419,12 +419,11 @@ def test_damage_of_a_new_generation_leaves_the_old_one_served(
 def test_a_generation_of_another_store_is_refused_and_not_built_again(
     cache: StoreCache,
     settings: Config,
-    make_compactor: Callable[..., Compactor],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     put(cache, 30)
-    run_build(make_compactor(), replica_of(cache, settings))
+    assert build(cache.name, settings)["outcome"] == "built"
     engine = open_engine(replace(settings.store, url=f"sqlite:///{tmp_path}/other.db"))
     migrate(engine)
     other = make_cache(engine)

@@ -351,7 +351,7 @@ def refuses_calls(port: int) -> bool:
 def test_stop_commits_what_is_queued(
     config: Config, start_server: Start, connect: Connect, vectors: Vectors
 ) -> None:
-    server = start_server(with_server(config, grace_seconds=20.0))
+    server = start_server(with_server(config, grace_seconds=60.0))
     client = connect(server)
     furnish(client)
     engine = open_engine(config.store)
@@ -360,7 +360,7 @@ def test_stop_commits_what_is_queued(
         calls = [
             client.semantic_cache.Store.future(
                 store_request("faq", "billing", embedding=vectors[i], response=b"x", entry=f"e{i}"),
-                timeout=30,
+                timeout=60,
             )
             for i in range(5)
         ]
