@@ -20,6 +20,7 @@ COMMANDS = {
     "store": "scripts.store_entry",
     "lookup": "scripts.lookup_answer",
     "search": "scripts.search_entries",
+    "invalidate": "scripts.invalidate_entries",
     "train": "scripts.train_encoder",
     "train-verifier": "scripts.train_verifier",
     "build": "scripts.build_index",
@@ -39,7 +40,8 @@ _DESCRIPTION = """\
 nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
-  use         store, lookup, search        (speak to a running server)
+  use         store, lookup, search, invalidate
+                                           (speak to a running server)
   operate     train, train-verifier, build, update, migrate-embedder, worker, jobs, encoders, categories,
               forget, check
                                            (work on the database and index files)

@@ -97,7 +97,7 @@ def load_file(
             max_response_bytes=config.server.max_response_bytes,
         )
         if rows:
-            stored += _store(engine, cache, rows, encoder, space=space)
+            stored += _store(engine, cache, rows, encoder, space=space, embedder_id=arguments.embedder_id)
         read += len(batch)
         progress("load" if step == 1 else "load sample", batch.numbers.stop, file.row_count or read)
     return LoadReport(stored_count=stored, skipped_count=read - stored, ignored=file.ignored)
@@ -260,6 +260,7 @@ def _store(
     encoder: Encoder | None,
     *,
     space: str,
+    embedder_id: str,
 ) -> int:
     """How many were stored."""
     codings = _codings(rows, encoder, space=space)
@@ -276,7 +277,7 @@ def _store(
                 NewEntry(
                     category_id=known[category],
                     modality=space,
-                    embedder_id=cache.modalities[space].embedder_id,
+                    embedder_id=embedder_id,
                     coding=coding,
                     code_bytes=cache.code_bits // 8,
                     **values,

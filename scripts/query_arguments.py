@@ -24,10 +24,15 @@ def read_embedding(arguments: argparse.Namespace) -> NDArray[np.float32] | None:
         if not arguments.text:
             raise CommandError("give a text or --embedding")
         return None
+    return read_row(arguments.embedding, arguments.row)
+
+
+def read_row(path: Path, row: int) -> NDArray[np.float32]:
+    """One row of a file of embeddings. Raises: CommandError."""
     try:
-        stored = np.atleast_2d(np.load(arguments.embedding, allow_pickle=False))
+        stored = np.atleast_2d(np.load(path, allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise CommandError(f"{arguments.embedding}: {error}") from error
-    if not 0 <= arguments.row < len(stored):
-        raise CommandError(f"{arguments.embedding} has {len(stored)} rows, not row {arguments.row}")
-    return np.asarray(stored[arguments.row], dtype=np.float32)
+        raise CommandError(f"{path}: {error}") from error
+    if not 0 <= row < len(stored):
+        raise CommandError(f"{path} has {len(stored)} rows, not row {row}")
+    return np.asarray(stored[row], dtype=np.float32)

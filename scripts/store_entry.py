@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", action="append", default=[], help="repeatable")
     parser.add_argument("--tag", action="append", default=[], help="repeatable")
     parser.add_argument("--source", default="")
+    parser.add_argument("--model", default="", help="that made the answer")
     parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="default: the category's")
 
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             labels=arguments.label,
             tags=arguments.tag,
             source=arguments.source,
+            model=arguments.model,
         )
     print_result(
         {"stored": stored.entry.name, "seq": stored.entry.seq, "evicted": stored.evicted_count},

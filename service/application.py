@@ -16,6 +16,7 @@ from service.config import Config
 from service.database import check_schema, open_engine
 from service.embedder import Embedder
 from service.errors import DeadlineError, StoreUnavailableError
+from service.leases import Leases
 from service.refresher import Refresher, Replicas
 from service.search import VectorSearch
 from service.shift_watch import ShiftWatch
@@ -59,11 +60,18 @@ class Application:
             shifts=ShiftWatch(self.engine, config, accesses=self.accesses, clock=clock_ms),
             clock=clock_ms,
         )
+        # Whatever waits, threads are left for the stores that it waits for.
+        free_threads = max(0, config.server.threads - config.server.max_streams)
+        self.leases = Leases(
+            max_per_category=config.leases.max_per_category,
+            max_waiting=int(config.leases.waiting_share * free_threads),
+        )
         self.cache = SemanticCache(
             accesses=self.accesses,
             embedder=self.embedder,
             clock=clock_ms,
             min_seq_wait_seconds=config.refresh.min_seq_wait_seconds,
+            leases=self.leases,
         )
         self.search = VectorSearch(
             self.engine,

@@ -11,7 +11,7 @@ from index.requests import Match
 from service.accesses import AccessLog
 from service.embedder import Embedder
 from service.embedding import check_input, embed_inputs
-from service.errors import InvalidRequestError
+from service.errors import DeadlineError, InvalidRequestError
 from service.finding import (
     Found,
     Lookup,
@@ -24,11 +24,16 @@ from service.finding import (
     partitions_of,
     to_lookup,
 )
+from service.leases import Leases, Question, Turn, Wait
 from service.payload import unpack_payload
 from service.replica import CacheReplica, CacheState
 from service.tokens import LookupToken, sign_token
 
 _HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
+# Misses that take a lease: where nothing could be served. In shadow mode every caller computes anyway.
+_LEASED = (LookupReason.BEYOND_THRESHOLD, LookupReason.NO_CANDIDATE, LookupReason.UNVERIFIED)
+_LONE_LEASES = 256
+_WAIT_SHARE = 0.9  # of the time that is left: the answer of who waited in vain must reach its caller
 _COUNTED_AS = {
     LookupReason.FINGERPRINT: "hit_count",
     LookupReason.WITHIN_THRESHOLD: "hit_count",
@@ -57,6 +62,7 @@ class LookupAnswer:
     candidates_examined: int = 0
     token: str = ""
     generation: str = ""
+    lease_token: str = ""
     seq: int = 0
     latency_us: int = 0
 
@@ -64,6 +70,34 @@ class LookupAnswer:
     def is_hit(self) -> bool:
         """Whether the response is served."""
         return self.reason in _HITS
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who can wait for an answer. on_end: has a function called when the call ends; False: it has ended."""
+
+    is_active: Callable[[], bool]
+    on_end: Callable[[Callable[[], None]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What lookups find in one state. stored_count: of leases, before it was taken; 0: none is asked for."""
+
+    state: CacheState
+    lookups: Sequence[Lookup]
+    found: Sequence[Found | None]
+    seq: int
+    now_ms: int
+    stored_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Leased:
+    """What became of a lookup that asked for a lease: it holds the one of `token`, or another caller does."""
+
+    token: str = ""
+    by_other: bool = False
 
 
 class SemanticCache:
@@ -76,7 +110,10 @@ class SemanticCache:
         embedder: Embedder | None,
         clock: Callable[[], int],
         min_seq_wait_seconds: float,
+        leases: Leases | None = None,
     ) -> None:
+        """leases: of all lookups of the process; None: of these alone, and nobody waits."""
+        self._leases = leases or Leases(max_per_category=_LONE_LEASES, max_waiting=0)
         self._accesses = accesses
         self._embedder = embedder
         self._clock = clock
@@ -84,11 +121,18 @@ class SemanticCache:
         self._token_numbers = itertools.count(time.time_ns())
 
     def lookup(
-        self, replica: CacheReplica, queries: Sequence[LookupQuery], *, timeout_seconds: float
+        self,
+        replica: CacheReplica,
+        queries: Sequence[LookupQuery],
+        *,
+        timeout_seconds: float,
+        caller: Caller | None = None,
     ) -> list[LookupAnswer]:
         """Answer lookups of one cache; all of them against the same state.
 
+        caller: of one lookup alone, that may wait for the lease of another.
         Raises:
+            DeadlineError: the caller went away while it waited.
             NotFoundError, InvalidRequestError: one of them is wrong; none is answered.
             EmbedderUnavailableError: a text met no fingerprint and cannot be embedded.
             NotCaughtUpError: a `min_seq` was not reached in time.
@@ -113,30 +157,85 @@ class SemanticCache:
             timeout_seconds=timeout_seconds,
         )
         vectors = dict(zip(asked, embedded, strict=True))
-        # Embedding may have taken long: what is served is decided on what is live and known now.
-        state, now_ms = replica.state, self._clock()
-        seq = state.index.applied_seq
-        lookups = [to_lookup(state, query, keys[i], vectors.get(i)) for i, query in enumerate(queries)]
+
+        asks_lease = any(query.lease_seconds for query in queries)
+
+        def look() -> _View:
+            # Embedding and waiting may have taken long: decided is on what is live and known now.
+            stored_count = self._leases.stored_count if asks_lease else 0
+            state, now_ms = replica.state, self._clock()
+            seq = state.index.applied_seq
+            lookups = [to_lookup(state, query, keys[i], vectors.get(i)) for i, query in enumerate(queries)]
+            found = find(state, lookups, now_ms=now_ms)
+            return _View(state, lookups, found, seq, now_ms, stored_count)
+
+        view = look()
+        if caller is not None:
+            passed_seconds = (time.perf_counter_ns() - started) / 1e9
+            view, only = self._settle(
+                look, view, caller=caller, timeout_seconds=timeout_seconds - passed_seconds
+            )
+            leased = [only]
+        else:
+            leased = [
+                self._lease(lookup, found) for lookup, found in zip(view.lookups, view.found, strict=True)
+            ]
         return [
-            self._answer(state, lookup, found, seq=seq, now_ms=now_ms, started_ns=started)
-            for lookup, found in zip(lookups, find(state, lookups, now_ms=now_ms), strict=True)
+            self._answer(view, lookup, found, leased=own, started_ns=started)
+            for lookup, found, own in zip(view.lookups, view.found, leased, strict=True)
         ]
+
+    def _lease(self, lookup: Lookup, found: Found | None) -> _Leased:
+        """The lease of a miss that asked for one, without waiting."""
+        if not _takes_lease(lookup, found):
+            return _Leased()
+        turn, token = self._leases.take(_question(lookup), seconds=lookup.query.lease_seconds)
+        return _Leased(token, by_other=turn is Turn.HELD)
+
+    def _settle(
+        self, look: Callable[[], _View], view: _View, *, caller: Caller, timeout_seconds: float
+    ) -> tuple[_View, _Leased]:
+        """One lookup that is a hit, holds a lease, or has waited in vain. Raises: DeadlineError."""
+        query = view.lookups[0].query
+        wait = None
+        if query.wait_seconds and _takes_lease(view.lookups[0], view.found[0]):
+            wait_seconds = min(query.wait_seconds, _WAIT_SHARE * timeout_seconds)
+            wait = Wait(self._leases.clock() + wait_seconds, caller.is_active)
+            caller.on_end(self._leases.wake)
+        while _takes_lease(view.lookups[0], view.found[0]):
+            question = _question(view.lookups[0])
+            turn, token = self._leases.take(question, seconds=query.lease_seconds, wait=wait)
+            if turn is Turn.ENDED:
+                raise DeadlineError("the call ended while it waited for the answer of another")
+            if turn is Turn.TAKEN:
+                return self._look_as_holder(look, view, token)
+            if turn is not Turn.STORED:
+                return view, _Leased(by_other=turn is Turn.HELD)
+            view = look()
+        return view, _Leased()
+
+    def _look_as_holder(self, look: Callable[[], _View], view: _View, token: str) -> tuple[_View, _Leased]:
+        """The miss of who holds a lease; what another stored before it was taken may make it a hit."""
+        if self._leases.stored_count == view.stored_count:
+            return view, _Leased(token)
+        is_answered = True
+        try:
+            view = look()
+            is_answered = not _takes_lease(view.lookups[0], view.found[0])
+        finally:
+            if is_answered:  # or failed
+                self._leases.end(token, stored=True)
+        return view, _Leased("" if is_answered else token)
 
     def _await_seq(self, replica: CacheReplica, seq: int, timeout_seconds: float) -> None:
         limit = self._min_seq_wait_seconds
         replica.wait_for(seq, timeout_seconds=min(limit, timeout_seconds))
 
     def _answer(
-        self,
-        state: CacheState,
-        lookup: Lookup,
-        found: Found | None,
-        *,
-        seq: int,
-        now_ms: int,
-        started_ns: int,
+        self, view: _View, lookup: Lookup, found: Found | None, *, leased: _Leased, started_ns: int
     ) -> LookupAnswer:
-        reason = _served_reason(lookup, found)
+        state, seq = view.state, view.seq
+        reason = LookupReason.LEASED if leased.by_other else _served_reason(lookup, found)
         is_hit = reason in _HITS
         match = found.match if found else None
         self._accesses.record(
@@ -144,7 +243,7 @@ class SemanticCache:
             lookup.category.id,
             outcome=_COUNTED_AS.get(reason, "miss_count"),
             entry_id=match.entry_id if match and is_hit else None,
-            now_ms=now_ms,
+            now_ms=view.now_ms,
             # Of two spaces none holds all that was asked for before.
             nearest=found.nearest if found and len(lookup.partitions) == 1 else None,
             is_stricter=lookup.threshold < lookup.category.policy.threshold,
@@ -165,6 +264,7 @@ class SemanticCache:
             path=found.path if found else None,
             candidates_examined=found.candidates_examined if found else 0,
             token=token,
+            lease_token=leased.token,
             generation=state.index.generation or "",
             seq=seq,
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
@@ -190,6 +290,27 @@ def _applied(lookup: Lookup, found: Found | None) -> float:
     if found is None or found.mapped_threshold is None:
         return lookup.threshold
     return found.mapped_threshold
+
+
+def _takes_lease(lookup: Lookup, found: Found | None) -> bool:
+    """Whether it is a miss that is to be computed by one caller."""
+    query = lookup.query
+    asks = query.lease_seconds > 0 and query.mode is LookupMode.SERVE and not lookup.category.policy.shadow
+    return asks and found is not None and found.reason in _LEASED
+
+
+def _question(lookup: Lookup) -> Question:
+    embedded = lookup.embedded
+    return Question(
+        cache_id=lookup.category.cache_id,
+        category_id=lookup.category.id,
+        modality=lookup.query.source.modality,
+        scope=lookup.query.scope,
+        key=lookup.key,
+        space=embedded.space if embedded else "",
+        vector=embedded.vector if embedded else None,
+        threshold=lookup.threshold,
+    )
 
 
 def _served_reason(lookup: Lookup, found: Found | None) -> LookupReason:

@@ -280,6 +280,23 @@ class ShiftConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeasesConfig:
+    """Of lookups that miss the same at a time one computes, and others may wait for it (`lease` and `wait` of
+    a lookup). A category has up to `max_per_category` leases at once, misses beyond get none. Of the threads
+    that [server] max_streams leaves, up to the share `waiting_share` wait; lookups beyond do not."""
+
+    max_per_category: int = 256
+    waiting_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive("leases", max_per_category=self.max_per_category)
+        if not 0 <= self.waiting_share <= 0.9:
+            raise ConfigurationError(
+                "[leases] waiting_share", f"must be in [0, 0.9], is {self.waiting_share}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """Logs go to standard error, one event a line."""
 
@@ -303,6 +320,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
+    leases: LeasesConfig = field(default_factory=LeasesConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 

@@ -34,11 +34,14 @@ from service.tables import NEVER_MS
 
 TEXT_BYTES = 64 * 1024
 KEY_BYTES = 1024
+MODEL_BYTES = 256
 TERM_COUNT = 32
 TERM_CHARACTERS = 128
 REQUEST_ID_CHARACTERS = 64
+LEASE_TOKEN_CHARACTERS = 64
 CONTENT_TYPE_CHARACTERS = 255
-SELECTOR_VALUES = 10_000
+MOST_LEASE_MS = 10 * 60 * 1000
+MOST_WAIT_MS = 60 * 1000
 MOST_SECONDS = 10**12  # either side of the epoch: what milliseconds hold, and far beyond any Timestamp
 TOP_K_DEFAULT = 10
 TOP_K_MOST = 1_000
@@ -93,6 +96,8 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
     if request.mode not in _MODES:
         raise InvalidRequestError(f"unknown mode {request.mode}", reason="UNKNOWN_VALUE")
     _check_seq(request.min_seq)
+    lease_ms = _lease_ms(request)
+    wait_ms = _wait_ms(request)
     return cache, LookupQuery(
         category=category,
         source=source,
@@ -101,6 +106,8 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
         mode=_MODES[request.mode],
         threshold=check_threshold(request.threshold) if request.HasField("threshold") else None,
         min_seq=request.min_seq,
+        lease_seconds=lease_ms / 1000,
+        wait_seconds=wait_ms / 1000,
     )
 
 
@@ -120,6 +127,7 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         search_path=_PATHS[answer.path] if answer.path else pb.SEARCH_PATH_UNSPECIFIED,
         candidates_examined=answer.candidates_examined,
         lookup_token=answer.token,
+        lease_token=answer.lease_token,
         generation=answer.generation,
         seq=answer.seq,
         latency_us=answer.latency_us,
@@ -139,11 +147,48 @@ def to_store(request: cache_pb.StoreRequest, *, max_response_bytes: int) -> Stor
         "request_id": _short_text(
             request.request_id, field="request_id", most_characters=REQUEST_ID_CHARACTERS
         ),
-        "request_digest": hashlib.blake2b(
-            request.SerializeToString(deterministic=True), digest_size=16
-        ).digest(),
+        "request_digest": _store_digest(request),
     }
+    check_lease_token(request.lease_token)
     return StoreItem(cache=cache, category=category, source=entry_input(entry), values=values)
+
+
+def _store_digest(request: cache_pb.StoreRequest) -> bytes:
+    """16 bytes of what is to be stored: a repeat may name another lease."""
+    if request.lease_token:
+        request = cache_pb.StoreRequest.FromString(request.SerializeToString())
+        request.ClearField("lease_token")
+    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def check_lease_token(token: str) -> str:
+    """`token`, if it may be one of a lease. Raises: InvalidRequestError."""
+    return _short_text(token, field="lease_token", most_characters=LEASE_TOKEN_CHARACTERS)
+
+
+def _lease_ms(request: cache_pb.LookupRequest) -> int:
+    """0: none is asked for. Raises: InvalidRequestError."""
+    if not request.HasField("lease"):
+        return 0
+    lease_ms = to_milliseconds(request.lease)
+    if not 0 < lease_ms <= MOST_LEASE_MS:
+        raise InvalidRequestError(
+            f"a lease lasts 1 ms to {MOST_LEASE_MS // 60_000} min, not {lease_ms / 1000} s",
+            reason="INVALID_LEASE",
+        )
+    return lease_ms
+
+
+def _wait_ms(request: cache_pb.LookupRequest) -> int:
+    """0: it does not wait. Raises: InvalidRequestError."""
+    wait_ms = to_milliseconds(request.wait)
+    if not 0 <= wait_ms <= MOST_WAIT_MS:
+        raise InvalidRequestError(
+            f"a lookup waits up to {MOST_WAIT_MS // 1000} s, not {wait_ms / 1000} s", reason="INVALID_WAIT"
+        )
+    if wait_ms and not request.HasField("lease"):
+        raise InvalidRequestError("a lookup that waits asks for a lease", reason="WAIT_WITHOUT_LEASE")
+    return wait_ms
 
 
 def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, Any]:
@@ -165,6 +210,7 @@ def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, An
         "labels": _terms(entry.labels, field="labels"),
         "tags": tuple(sorted(set(_terms(entry.tags, field="tags")))),
         "source": check_text(entry.source, field="source", most_bytes=KEY_BYTES),
+        "model": check_text(entry.model, field="model", most_bytes=MODEL_BYTES),
         "response": entry.response,
         "content_type": _short_text(
             entry.content_type, field="content_type", most_characters=CONTENT_TYPE_CHARACTERS
@@ -198,6 +244,7 @@ def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry)
         labels=row.labels,
         tags=row.tags,
         source=row.source,
+        model=row.model,
         ttl_mode=TTL_MODE_NUMBERS[stored.ttl_mode],
         create_time=to_timestamp(stored.create_ms),
         seq=stored.seq,
@@ -224,6 +271,7 @@ def from_entry(cache: str, category: str, record: EntryRecord, *, full: bool) ->
         labels=record.labels,
         tags=record.tags,
         source=record.source,
+        model=record.model,
         ttl_mode=TTL_MODE_NUMBERS[record.ttl_mode],
         create_time=to_timestamp(record.create_ms),
         seq=record.seq,
@@ -313,12 +361,17 @@ def to_embedding(raw: bytes) -> NDArray[np.float32]:
 
 def to_ttl(duration: Duration) -> int:
     """Milliseconds. Raises: InvalidRequestError: zero, negative, or over 10,000 years."""
-    ttl_ms = duration.seconds * 1000 + duration.nanos // 1_000_000
+    ttl_ms = to_milliseconds(duration)
     if ttl_ms <= 0 or duration.seconds > 315_576_000_000:
         raise InvalidRequestError(
             f"a time to live is at least 1 ms, not {ttl_ms / 1000} s", reason="INVALID_TTL"
         )
     return ttl_ms
+
+
+def to_milliseconds(duration: Duration) -> int:
+    """A Duration as milliseconds, whatever its sign."""
+    return duration.seconds * 1000 + duration.nanos // 1_000_000
 
 
 def to_ttl_mode(number: int) -> str | None:
@@ -354,19 +407,6 @@ def check_view(view: int) -> bool:
     if view not in _VIEWS:
         raise InvalidRequestError(f"unknown view {view}", reason="UNKNOWN_VALUE")
     return view == pb.ENTRY_VIEW_FULL
-
-
-def check_selectors(request: cache_pb.InvalidateRequest) -> None:
-    """Raise InvalidRequestError unless every selector has values that an entry can have, and not too many."""
-    for field in ("entries", "categories", "tags", "sources"):
-        if len(getattr(request, field)) > SELECTOR_VALUES:
-            raise _too_large(field, f"{SELECTOR_VALUES} values")
-    for tag in request.tags:
-        _check_term(tag, field="tags")
-    for source in request.sources:
-        if not source:  # most entries have none: that they are all meant is hardly meant
-            raise InvalidRequestError("sources: a value is empty", reason="INVALID_VALUE", field="sources")
-        check_text(source, field="sources", most_bytes=KEY_BYTES)
 
 
 def check_batch_size(count: int, *, most: int) -> None:
@@ -422,11 +462,12 @@ def to_input(query: pb.Query) -> Input:
 
 def _terms(values: Sequence[str], *, field: str) -> tuple[str, ...]:
     if len(values) > TERM_COUNT:
-        raise _too_large(field, f"{TERM_COUNT} values")
-    return tuple(_check_term(value, field=field) for value in values)
+        raise too_large(field, f"{TERM_COUNT} values")
+    return tuple(check_term(value, field=field) for value in values)
 
 
-def _check_term(value: str, *, field: str) -> str:
+def check_term(value: str, *, field: str) -> str:
+    """`value`, if it may be a label or tag. Raises: InvalidRequestError."""
     if not value or len(value) > TERM_CHARACTERS:
         raise InvalidRequestError(
             f"{field}: a value has 1 to {TERM_CHARACTERS} characters, not {len(value)}",
@@ -439,7 +480,7 @@ def _check_term(value: str, *, field: str) -> str:
 def check_text(value: str, *, field: str, most_bytes: int) -> str:
     """`value`, if it is no larger and can be stored. Raises: InvalidRequestError."""
     if len(value.encode()) > most_bytes:
-        raise _too_large(field, f"{most_bytes} bytes")
+        raise too_large(field, f"{most_bytes} bytes")
     if "\0" in value:
         raise InvalidRequestError(f"{field} holds a NUL character", reason="INVALID_VALUE", field=field)
     return value
@@ -447,7 +488,7 @@ def check_text(value: str, *, field: str, most_bytes: int) -> str:
 
 def _short_text(value: str, *, field: str, most_characters: int) -> str:
     if len(value) > most_characters:
-        raise _too_large(field, f"{most_characters} characters")
+        raise too_large(field, f"{most_characters} characters")
     return check_text(value, field=field, most_bytes=4 * most_characters)
 
 
@@ -456,5 +497,6 @@ def _check_seq(min_seq: int) -> None:
         raise InvalidRequestError(f"min_seq must not be negative, is {min_seq}", reason="INVALID_SEQ")
 
 
-def _too_large(field: str, most: str) -> InvalidRequestError:
+def too_large(field: str, most: str) -> InvalidRequestError:
+    """The error of a field that is over `most`."""
     return InvalidRequestError(f"{field} is over {most}", reason="FIELD_TOO_LARGE", field=field)

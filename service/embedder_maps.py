@@ -15,7 +15,7 @@ from hashing.mapped_threshold import MappedThresholds, thresholds_from
 from service.records import CacheRecord, EmbedderMapRecord
 from service.registry import ACTIVE, REJECTED, RETIRED
 from service.spaces import modality_of, space_number
-from service.tables import embedder_maps
+from service.tables import embedder_maps, entries
 
 logger = logging.getLogger(__name__)
 _COLUMNS = [embedder_maps.c[name] for name in EmbedderMapRecord.__dataclass_fields__]
@@ -126,7 +126,14 @@ def next_space_number(connection: Connection, cache: CacheRecord, modality: str)
 
 
 def check_spaces(connection: Connection, cache: CacheRecord) -> Iterator[str]:
-    """What is wrong with a cache's spaces and the maps between them."""
+    """What is wrong with a cache's spaces, the embedders of their entries, and the maps between them."""
+    named = select(entries.c.modality, entries.c.embedder_id).where(
+        entries.c.cache_id == cache.id, entries.c.embedder_id != ""
+    )
+    for space, embedder_id in connection.execute(named.distinct().order_by("modality", "embedder_id")):
+        expected = cache.modalities[space].embedder_id if space in cache.modalities else ""
+        if embedder_id != expected:
+            yield f"space {space} is of embedder {expected!r} and holds entries of {embedder_id!r}"
     maps = {found.space: found for found in read_maps(connection, cache.id) if found.state == ACTIVE}
     for space, spec in cache.modalities.items():
         if not spec.succeeds:

@@ -36,7 +36,8 @@ class LookupReason(Enum):
 
     BEYOND_THRESHOLD without a distance: rows that are too far by their codes were not examined, and none of
     them may be of the scope. NO_CANDIDATE: there is none of the scope. UNVERIFIED: entries are within the
-    threshold, and the verifier's consent to one of them was asked for and not given.
+    threshold, and the verifier's consent to one of them was asked for and not given. LEASED: another caller
+    holds the lease of the same question, or of one within the threshold.
     """
 
     FINGERPRINT = "fingerprint"
@@ -47,6 +48,7 @@ class LookupReason(Enum):
     REFRESH = "refresh"
     SHADOW = "shadow"
     UNVERIFIED = "unverified"
+    LEASED = "leased"
 
 
 _UNANSWERED = (LookupReason.BEYOND_THRESHOLD, LookupReason.NO_CANDIDATE)
@@ -55,7 +57,10 @@ _SKIPPING_PATHS = (SearchPath.CASCADE, SearchPath.IVF)  # they do not examine ev
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupQuery:
-    """One lookup. `threshold` is a cosine distance; the stricter of it and the category's holds."""
+    """One lookup. `threshold` is a cosine distance; the stricter of it and the category's holds.
+
+    lease_seconds: a miss takes a lease for so long; 0: it asks for none. wait_seconds: for another's lease.
+    """
 
     category: str
     source: Input
@@ -64,6 +69,8 @@ class LookupQuery:
     mode: LookupMode = LookupMode.SERVE
     threshold: float | None = None
     min_seq: int = 0
+    lease_seconds: float = 0.0
+    wait_seconds: float = 0.0
 
 
 class Found(NamedTuple):  # quicker to make than a dataclass

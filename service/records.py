@@ -106,6 +106,7 @@ class NewEntry:
     labels: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     source: str = ""
+    model: str = ""
     modality: str = "text"
     embedder_id: str = ""
     vector: NDArray[np.float16]
@@ -165,6 +166,7 @@ class EntryRecord:
     text: str
     labels: tuple[str, ...]
     source: str
+    model: str
     modality: str
     embedder_id: str
     vector: bytes
@@ -271,16 +273,37 @@ class JobRecord:
     end_ms: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Near:
+    """Entries of one embedding space within a cosine distance, inclusive, of a vector (float32 [dim]).
+
+    within: the row ids of those that are so near, among what was stored up to `measured_seq`.
+    """
+
+    space: str
+    vector: NDArray[np.float32]
+    radius: float
+    measured_seq: int = 0
+    within: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which entries an invalidation means: within one field any value may match, all fields given must."""
+    """Which entries an invalidation means: within one field any value may match, all fields given must.
+
+    created_before_ms: milliseconds since the epoch.
+    """
 
     names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     tags: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    created_before_ms: int | None = None
+    near: Near | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was asked for."""
-        return not (self.names or self.category_ids or self.tags or self.sources)
+        values = self.names or self.category_ids or self.tags or self.sources or self.models
+        return not values and self.created_before_ms is None and self.near is None

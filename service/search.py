@@ -21,8 +21,8 @@ from service.payload import unpack_payload
 from service.records import EntryRecord, Selection
 from service.replica import CacheReplica, CacheState
 from service.rows import read_entries_by_id
+from service.selection import select_rows
 from service.spaces import current_space, spaces_of
-from service.store import select_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ class Server:
     def stop(self) -> None:
         """Say NOT_SERVING, let running calls end within the grace period, write what is queued."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._app.leases.close()
         self._grpc.stop(self._config.server.grace_seconds).wait()
         self._app.stop()
         logger.info("stopped")

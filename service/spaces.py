@@ -63,7 +63,8 @@ def succeeding_space(cache: CacheRecord, modality: str) -> str | None:
 def find_space(cache: CacheRecord, modality: str, embedder_id: str) -> str:
     """The space of an embedder's embeddings; embedder_id empty: the current one.
 
-    A space whose embedder is not known takes those of any that is not another's.
+    A space whose embedder is not known takes those of any that is not another's, and is of the first that a
+    stored entry names from then on (see `CacheTransaction.check_embedders`).
     Raises: InvalidRequestError: no such modality or embedder.
     """
     spaces = spaces_of(cache, modality)

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, insert, select, update
@@ -15,6 +14,7 @@ from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundErro
 from service.keys import child_name, fingerprint_key
 from service.learned_rows import is_forgotten
 from service.records import NewEntry, Operation, RecordedVerdict, Selection, StoredEntry
+from service.selection import select_rows
 from service.spaces import modality_of
 from service.tables import categories, entries, entry_tags, feedback, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
@@ -73,27 +73,6 @@ def import_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> int:
             free.append(item)
             taken |= own
     return len(store_entries(tx, free))
-
-
-def select_rows(connection: Connection, cache_id: int, selection: Selection, *, live_at: int) -> list[int]:
-    """Row ids of the entries live at a time (ms) that the selection means, in the order of their storing."""
-    found: set[int] = set()
-    asked = (selection.names, selection.category_ids, selection.sources, selection.tags)
-    for names, category_ids, sources, tags in product(*(_parts(values) for values in asked)):
-        query = select(entries.c.id).where(entries.c.cache_id == cache_id, entries.c.expire_ms > live_at)
-        if names:
-            query = query.where(entries.c.name.in_(names))
-        if category_ids:
-            query = query.where(entries.c.category_id.in_(category_ids))
-        if sources:
-            query = query.where(entries.c.source.in_(sources))
-        if tags:
-            tagged = select(entry_tags.c.entry_id).where(
-                entry_tags.c.cache_id == cache_id, entry_tags.c.tag.in_(tags)
-            )
-            query = query.where(entries.c.id.in_(tagged))
-        found.update(connection.execute(query).scalars())
-    return sorted(found)
 
 
 def invalidate(tx: CacheTransaction, selection: Selection) -> int:
@@ -208,11 +187,6 @@ def entry_name(connection: Connection, row_id: int) -> str | None:
     """The id of the entry with this row id; None where it is gone."""
     name: str | None = connection.execute(select(entries.c.name).where(entries.c.id == row_id)).scalar()
     return name
-
-
-def _parts(values: Sequence[Any]) -> list[Sequence[Any]]:
-    """The values in parts that fit into one statement; one empty part where there are none."""
-    return [values[start : start + ID_CHUNK] for start in range(0, max(1, len(values)), ID_CHUNK)]
 
 
 def _earlier_answers(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry | None]:
@@ -343,9 +317,10 @@ def entry_columns(
 ) -> dict[str, Sequence[Any]]:
     """The columns of `entries` for the next rows, without the id that the database gives; labels are lists.
 
-    Raises: NotFoundError; PreconditionError: a space was removed since its vectors were made.
+    Raises: NotFoundError; PreconditionError: a space was removed since its vectors were made;
+    InvalidRequestError: a vector is of another embedder than those of its space.
     """
-    tx.check_spaces({item.modality for item in items})
+    tx.check_embedders(dict.fromkeys((item.modality, item.embedder_id) for item in items))
     policies = {key: tx.category(key).policy for key in {item.category_id for item in items}}
     lifetimes = [expiration.lifetime(item, policies[item.category_id], now_ms=tx.now_ms) for item in items]
     create_times = [lifetime.create_ms for lifetime in lifetimes]
@@ -364,8 +339,9 @@ def entry_columns(
         "labels": [list(item.labels) for item in items],
         "has_labels": [bool(item.labels) for item in items],
         "source": [item.source for item in items],
+        "model": [item.model for item in items],
         "modality": [item.modality for item in items],
-        "embedder_id": [item.embedder_id for item in items],
+        "embedder_id": [item.embedder_id or tx.embedder_id(item.modality) for item in items],
         "vector": [item.vector.tobytes() for item in items],
         "code": [None if coding is None else coding.code for coding in codings],
         "label_code": [None if coding is None else coding.label_code for coding in codings],

@@ -109,6 +109,7 @@ entries = Table(
     Column("labels", JSON, nullable=False),
     Column("has_labels", Boolean, nullable=False),
     Column("source", Text, nullable=False),
+    Column("model", Text, nullable=False, server_default=text("''")),  # which made the response
     Column("modality", String(32), nullable=False),  # the space, a key of the cache's modalities
     Column("embedder_id", Text, nullable=False),
     Column("vector", LargeBinary, nullable=False),  # float16 little-endian, L2-normalised before rounding

@@ -5,14 +5,15 @@ before anything else (caches in id order), so commits and seqs have the same ord
 replicas.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from service.errors import NotFoundError, PreconditionError
+from service.errors import InvalidRequestError, NotFoundError, PreconditionError
 from service.records import CategoryRecord, Operation
 from service.rows import read_categories
+from service.spaces import modality_of
 from service.tables import caches, categories, changes, entries
 
 # Most ids in one IN list; SQLite allows 32,766 variables a statement.
@@ -23,7 +24,8 @@ ID_CHUNK = 5_000
 class CacheTransaction:
     """One cache inside an open write transaction: its next seqs and the clock reading of the transaction.
 
-    spaces: those of the cache as the lock found them.
+    modalities: the cache's spaces as the lock found them, see the table. settings_changed: whether this
+    transaction changed what replicas know of the cache beside its entries.
     """
 
     connection: Connection
@@ -31,7 +33,8 @@ class CacheTransaction:
     cache: str
     now_ms: int
     seq: int
-    spaces: frozenset[str]
+    modalities: Mapping[str, Mapping[str, object]]
+    settings_changed: bool = False
     _categories: dict[int, CategoryRecord] = field(default_factory=dict)
 
     @classmethod
@@ -41,15 +44,51 @@ class CacheTransaction:
         row = connection.execute(query.with_for_update()).one_or_none()
         if row is None:
             raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
-        return cls(connection, cache_id, row.name, now_ms, row.seq, frozenset(row.modalities))
+        return cls(connection, cache_id, row.name, now_ms, row.seq, row.modalities)
 
-    def check_spaces(self, spaces: Iterable[str]) -> None:
-        """Raise PreconditionError unless the cache still has these spaces."""
-        if not self.spaces.issuperset(spaces):
-            raise PreconditionError(
-                "the cache no longer takes embeddings of this embedder",
-                reason="EMBEDDER_MISMATCH",
-            )
+    def check_embedders(self, named: Iterable[tuple[str, str]]) -> None:
+        """Raise unless the cache takes embeddings of these spaces and embedders (empty: none is named).
+
+        A space whose embedder is not known is from now on of the one that is named.
+        Raises: PreconditionError: a space was removed. InvalidRequestError: two embedders in one space.
+        """
+        for space, embedder_id in named:
+            if space not in self.modalities:
+                raise PreconditionError(
+                    "the cache no longer takes embeddings of this embedder",
+                    reason="EMBEDDER_MISMATCH",
+                )
+            known = self.embedder_id(space)
+            if embedder_id and not known:
+                self._settle_embedder(space, embedder_id)
+            elif embedder_id and embedder_id != known:
+                raise _mixed(embedder_id, known)
+
+    def embedder_id(self, space: str) -> str:
+        """Who makes the embeddings of a space; empty: not known yet."""
+        return str(self.modalities[space]["embedder_id"])
+
+    def _settle_embedder(self, space: str, embedder_id: str) -> None:
+        for other in self.modalities:
+            if modality_of(other) == modality_of(space) and self.embedder_id(other) == embedder_id:
+                raise _mixed(embedder_id, "")
+        # Of a cache from before embedders were settled. Once a space: it may read all of its entries.
+        query = select(entries.c.embedder_id).where(
+            entries.c.cache_id == self.cache_id,
+            entries.c.modality == space,
+            entries.c.embedder_id.not_in(["", embedder_id]),
+        )
+        other_id = self.connection.execute(query.limit(1)).scalar()
+        if other_id is not None:
+            raise _mixed(embedder_id, other_id)
+        settled = {**self.modalities[space], "embedder_id": embedder_id}
+        self.modalities = {**self.modalities, space: settled}
+        self.connection.execute(
+            update(caches)
+            .where(caches.c.id == self.cache_id)
+            .values(modalities=self.modalities, config_version=caches.c.config_version + 1)
+        )
+        self.settings_changed = True
 
     def all_categories(self) -> list[CategoryRecord]:
         """The cache's categories as this transaction sees them."""
@@ -117,3 +156,12 @@ class CacheTransaction:
                 self.count(category_id, entry_count=-entry_count, size_bytes=-int(size_bytes))
         self.record(Operation.DELETE, deleted)
         return len(deleted)
+
+
+def _mixed(embedder_id: str, known: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the embedding is of {embedder_id!r}, the cache holds those of {known or 'another embedder'!r}",
+        reason="EMBEDDER_MISMATCH",
+        expected=known,
+        got=embedder_id,
+    )

@@ -127,7 +127,7 @@ class Writer:
     def _commit(self, group: list[_Write]) -> None:
         try:
             with writing(self._engine) as connection:
-                answers, failures = self._apply_group(connection, group)
+                answers, failures, settings_changed = self._apply_group(connection, group)
         except ServiceError as error:
             self._fail(group, error)
             return
@@ -137,7 +137,7 @@ class Writer:
             return
         cache_ids = sorted({write.cache_id for write, _ in answers if write.cache_id is not None})
         try:
-            self._on_commit(cache_ids, any(write.changes_settings for write, _ in answers))
+            self._on_commit(cache_ids, settings_changed)
         except Exception:
             # Committed all the same: the refresher brings the index up to it.
             logger.exception("the index could not follow a commit at once")
@@ -148,11 +148,13 @@ class Writer:
 
     def _apply_group(
         self, connection: Connection, group: list[_Write]
-    ) -> tuple[list[tuple[_Write, Any]], list[tuple[_Write, Exception]]]:
+    ) -> tuple[list[tuple[_Write, Any]], list[tuple[_Write, Exception]], bool]:
         """Apply each write in a savepoint of its own; caches are locked in id order before.
 
-        Returns what to answer once the group is committed: a failure, too, may rest on another write of it.
+        Returns what to answer once the group is committed (a failure, too, may rest on another write of it),
+        and whether settings changed.
         """
+        settings_changed = False
         answers: list[tuple[_Write, Any]] = []
         failures: list[tuple[_Write, Exception]] = []
         now_ms = self._clock()
@@ -178,8 +180,11 @@ class Writer:
             savepoint.commit()
             answers.append((write, result))
             if write.changes_settings:
+                settings_changed = True
                 transactions = _lock_caches(connection, cache_ids, now_ms=now_ms)
-        return answers, failures
+            elif isinstance(target, CacheTransaction):
+                settings_changed = settings_changed or target.settings_changed
+        return answers, failures, settings_changed
 
     @staticmethod
     def _fail(group: list[_Write], error: Exception) -> None:

@@ -1,7 +1,7 @@
 """A thin typed client: resource names are built here, embeddings may be arrays, errors are NearhitError."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import ArrayLike
 
 from nearhit.errors import to_error
@@ -80,8 +81,22 @@ class Client:
         mode: cache_pb.LookupMode = cache_pb.LOOKUP_MODE_SERVE,
         threshold: float | None = None,
         min_seq: int = 0,
+        lease: timedelta | None = None,
+        wait: timedelta | None = None,
     ) -> cache_pb.LookupResponse:
-        """Look up the answer to one question; embedding: float [dim]."""
+        """Look up the answer to one question; embedding: float [dim].
+
+        Of a chat completion, `request_keys` says under what an answer may be reused:
+
+            keys = request_keys(messages, model="m-1", tools=tools)
+            if keys is not None:  # it is to be cached
+                answer = client.lookup(
+                    cache, category, text=keys.text, scope=keys.scope, fingerprint=keys.fingerprint
+                )
+
+        lease: a miss with `lease_token` computes, and names that token in `store`, or gives it up by
+        `release_lease`; equal misses meanwhile wait up to `wait`, else are told LEASED.
+        """
         request = lookup_request(
             cache,
             category,
@@ -94,6 +109,8 @@ class Client:
             mode=mode,
             threshold=threshold,
             min_seq=min_seq,
+            lease=lease,
+            wait=wait,
         )
         answer: cache_pb.LookupResponse = self.call(self.semantic_cache.Lookup, request)
         return answer
@@ -118,6 +135,7 @@ class Client:
         ttl: timedelta | None = None,
         request_id: str = "",
         replace_entry: str = "",
+        lease_token: str = "",
         **fields: Any,
     ) -> cache_pb.StoreResponse:
         """Store one answer. `fields` are further fields of nearhit.v1.Entry, such as labels or tags."""
@@ -131,6 +149,7 @@ class Client:
             ttl=ttl,
             request_id=request_id,
             replace_entry=replace_entry,
+            lease_token=lease_token,
             **fields,
         )
         answer: cache_pb.StoreResponse = self.call(self.semantic_cache.Store, request)
@@ -143,6 +162,11 @@ class Client:
         batch = cache_pb.BatchStoreRequest(parent=f"caches/{cache}", requests=requests)
         response: cache_pb.BatchStoreResponse = self.call(self.semantic_cache.BatchStore, batch)
         return response.responses
+
+    def release_lease(self, lease_token: str) -> None:
+        """Give up a lease without storing: who waits for it computes."""
+        request = cache_pb.ReleaseLeaseRequest(lease_token=lease_token)
+        self.call(self.semantic_cache.ReleaseLease, request)
 
     def get_entry(self, cache: str, entry: str, *, full: bool = False) -> pb.Entry:
         """Read one entry; `full` adds embedding and response."""
@@ -175,17 +199,39 @@ class Client:
         categories: Sequence[str] = (),
         tags: Sequence[str] = (),
         sources: Sequence[str] = (),
+        models: Sequence[str] = (),
+        created_before: datetime | None = None,
+        older_than: timedelta | None = None,
+        near: ArrayLike | None = None,
+        near_text: str = "",
+        radius: float | None = None,
+        modality: str = "",
+        embedder_id: str = "",
         dry_run: bool = False,
     ) -> cache_pb.InvalidateResponse:
-        """Delete every entry that all given selectors match; `dry_run` only counts them."""
+        """Delete every entry that all given selectors match; `dry_run` only counts them.
+
+        created_before: without a zone it is in UTC. near: float [dim], or near_text, which the server embeds:
+        entries within the cosine distance `radius`, of the `modality` and embedder of `near`.
+        """
         request = cache_pb.InvalidateRequest(
             parent=f"caches/{cache}",
             entries=[f"caches/{cache}/entries/{entry}" for entry in entries],
             categories=[f"caches/{cache}/categories/{category}" for category in categories],
             tags=tags,
             sources=sources,
+            models=models,
+            older_than=_duration(older_than),
+            radius=radius,
             dry_run=dry_run,
         )
+        if created_before is not None:
+            request.created_before.CopyFrom(_timestamp(created_before))
+        if near is not None or near_text:
+            query = pb.Query(
+                embedding=_bytes(near), text=near_text, modality=modality, embedder_id=embedder_id
+            )
+            request.near.CopyFrom(query)
         answer: cache_pb.InvalidateResponse = self.call(self.semantic_cache.Invalidate, request)
         return answer
 
@@ -361,6 +407,8 @@ def lookup_request(
     mode: cache_pb.LookupMode = cache_pb.LOOKUP_MODE_SERVE,
     threshold: float | None = None,
     min_seq: int = 0,
+    lease: timedelta | None = None,
+    wait: timedelta | None = None,
 ) -> cache_pb.LookupRequest:
     """One lookup; embedding: float [dim]."""
     return cache_pb.LookupRequest(
@@ -371,6 +419,8 @@ def lookup_request(
         mode=mode,
         threshold=threshold,
         min_seq=min_seq,
+        lease=_duration(lease),
+        wait=_duration(wait),
     )
 
 
@@ -385,6 +435,7 @@ def store_request(
     ttl: timedelta | None = None,
     request_id: str = "",
     replace_entry: str = "",
+    lease_token: str = "",
     **fields: Any,
 ) -> cache_pb.StoreRequest:
     """One store; embedding: float [dim], `fields`: of nearhit.v1.Entry."""
@@ -400,6 +451,7 @@ def store_request(
         ),
         request_id=request_id,
         replace_entry=f"caches/{cache}/entries/{replace_entry}" if replace_entry else "",
+        lease_token=lease_token,
     )
 
 
@@ -448,6 +500,12 @@ def _duration(ttl: timedelta | None) -> Duration | None:
     duration = Duration()
     duration.FromTimedelta(ttl)
     return duration
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)  # without a zone: in UTC
+    return stamp
 
 
 def _parent(cache: str, category: str) -> str:

@@ -1,6 +1,7 @@
 """SemanticCacheService: messages in, messages out; the work is done below."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,16 +13,19 @@ from nearhit.v1.semantic_cache_service_pb2_grpc import SemanticCacheServiceServi
 
 from service import convert, store
 from service.application import Application, await_write, clock_ms, time_limit
+from service.cache import Caller
 from service.coding import to_stored
+from service.convert_selection import to_near, to_selection
 from service.database import reading
 from service.embedding import Embedded, Input, embed_inputs
 from service.errors import EmbedderUnavailableError, InvalidRequestError
 from service.ingest import submit_imports, submit_stores
 from service.keys import child_name, parse_cache, parse_child, parse_parent
 from service.paging import make_token, read_row_token
-from service.records import PAIR_LABELS, Selection
-from service.replica import CacheReplica
+from service.records import PAIR_LABELS, Near
+from service.replica import CacheReplica, CacheState
 from service.rows import category_names, entry_query, read_entry, read_page
+from service.selection import measured, select_rows
 from service.tables import NEVER_MS, entries
 from service.tokens import LookupToken
 from service.tokens import read_token as read_lookup_token
@@ -42,7 +46,8 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         """Find the stored answer to one question."""
         cache, query = convert.to_lookup(request)
         replica = self._app.replicas.get(cache)
-        answers = self._app.cache.lookup(replica, [query], timeout_seconds=time_limit(context))
+        caller = Caller(context.is_active, context.add_callback)
+        answers = self._app.cache.lookup(replica, [query], timeout_seconds=time_limit(context), caller=caller)
         return convert.from_lookup(cache, answers[0])
 
     def BatchLookup(
@@ -65,7 +70,18 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
     def Store(self, request: cache_pb.StoreRequest, context: grpc.ServicerContext) -> cache_pb.StoreResponse:
         """Store one entry."""
         item = convert.to_store(request, max_response_bytes=self._app.config.server.max_response_bytes)
-        return self._store(item.cache, [item], context)[0]
+        stored = self._store(item.cache, [item], context)[0]
+        self._app.leases.end(request.lease_token, stored=True)
+        return stored
+
+    def ReleaseLease(self, request: cache_pb.ReleaseLeaseRequest, context: grpc.ServicerContext) -> Empty:
+        """Let another caller compute."""
+        if not request.lease_token:
+            raise InvalidRequestError(
+                "a lease token is required", reason="INVALID_VALUE", field="lease_token"
+            )
+        self._app.leases.end(convert.check_lease_token(request.lease_token), stored=False)
+        return Empty()
 
     def BatchStore(
         self, request: cache_pb.BatchStoreRequest, context: grpc.ServicerContext
@@ -78,7 +94,10 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             convert.to_store(item, max_response_bytes=limits.max_response_bytes) for item in request.requests
         ]
         convert.check_batch_parents(cache, [item.cache for item in items])
-        return cache_pb.BatchStoreResponse(responses=self._store(cache, items, context))
+        responses = self._store(cache, items, context)
+        for item in request.requests:
+            self._app.leases.end(item.lease_token, stored=True)
+        return cache_pb.BatchStoreResponse(responses=responses)
 
     def GetEntry(self, request: cache_pb.GetEntryRequest, context: grpc.ServicerContext) -> pb.Entry:
         """Read one entry."""
@@ -124,28 +143,32 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
     ) -> cache_pb.InvalidateResponse:
         """Delete, or count, what the selectors mean."""
         cache = parse_cache(request.parent)
-        convert.check_selectors(request)
+        near = to_near(request)
         state = self._app.replicas.get(cache).state
-        selection = Selection(
-            names=convert.child_ids(request.entries, cache, "entries"),
-            category_ids=tuple(
-                state.category(name).id for name in convert.child_ids(request.categories, cache, "categories")
-            ),
-            tags=tuple(request.tags),
-            sources=tuple(request.sources),
-        )
+        selection = to_selection(request, cache, state, now_ms=clock_ms())
+        if near is not None:
+            selection = replace(selection, near=self._near(state, *near, timeout_seconds=time_limit(context)))
         if selection.is_empty:
             raise InvalidRequestError("no selector is given", reason="NO_SELECTOR")
         if request.dry_run:
             with reading(self._app.engine) as connection:
-                found = store.select_rows(connection, state.record.id, selection, live_at=clock_ms())
-                count = len(found)
-            return cache_pb.InvalidateResponse(entry_count=count)
+                found = select_rows(connection, state.record.id, selection, live_at=clock_ms())
+            return cache_pb.InvalidateResponse(entry_count=len(found))
+        if selection.near is not None:
+            # Before the transaction: stores do not wait until all vectors are read.
+            with reading(self._app.engine) as connection:
+                selection = measured(connection, state.record.id, selection)
         answer = self._app.writer.submit(
             state.record.id, lambda tx: (store.invalidate(tx, selection), tx.seq)
         )
         count, seq = await_write(answer, timeout_seconds=time_limit(context))
         return cache_pb.InvalidateResponse(entry_count=count, seq=seq if count else 0)
+
+    def _near(self, state: CacheState, source: Input, radius: float, *, timeout_seconds: float) -> Near:
+        (query,) = embed_inputs(
+            state.record, [source], embedder=self._app.embedder, timeout_seconds=timeout_seconds
+        )
+        return Near(space=query.space, vector=query.vector, radius=radius)
 
     def RecordFeedback(
         self, request: cache_pb.RecordFeedbackRequest, context: grpc.ServicerContext

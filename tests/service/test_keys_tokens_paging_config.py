@@ -347,6 +347,9 @@ def test_a_file_sets_what_it_names_alone(tmp_path: Path) -> None:
         ("[search]\nprobe_count = 0\n", "[search] probe_count"),
         ("[search]\nlist_recall = 1.5\n", "[search] list_recall"),
         ("[search]\nlist_recall = nan\n", "[search] list_recall"),
+        ("[leases]\nmax_per_category = 0\n", "[leases] max_per_category"),
+        ("[leases]\nwaiting_share = 1.0\n", "[leases] waiting_share"),
+        ("[leases]\nwaiting_share = nan\n", "[leases] waiting_share"),
         ('[log]\nformat = "xml"\n', "[log] format"),
     ],
 )

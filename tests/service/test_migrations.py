@@ -1,19 +1,21 @@
 """The schema: up, down, up again, and equal to the tables that the code declares."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from learning_rows import DIM, encoders, learned
 from sqlalchemy import Engine, inspect
-from store_rows import make_cache
+from store_rows import make_cache, new_entry
 
 from service import tables
 from service.config import StoreConfig
 from service.database import check_schema, migrate, open_engine, reading, schema_revision, writing
 from service.errors import MigrationError
 from service.rows import read_cache
+from service.store import store_entries
 
 
 @pytest.fixture
@@ -55,6 +57,15 @@ def test_nobody_knows_what_label_parts_of_before_have_learned(engine: Engine) ->
     migrate(engine, revision="0002")
     migrate(engine)
     assert [record.untraced_row_count for record in encoders(cache).values()] == [None]
+
+
+def test_entries_of_before_models_were_kept_are_of_none(engine: Engine) -> None:
+    cache = make_cache(engine)
+    faq = cache.category("faq")
+    cache.mutate(partial(store_entries, items=[new_entry(faq, "a", model="m"), new_entry(faq, "b")]))
+    migrate(engine, revision="0007")
+    migrate(engine)
+    assert [(own.name, own.model) for own in cache.entries()] == [("a", ""), ("b", "")]
 
 
 def test_check_refuses_an_empty_database(empty_engine: Engine) -> None:

@@ -168,7 +168,7 @@ class Shift(_message.Message):
     def __init__(self, state: _Optional[_Union[Shift.State, str]] = ..., lookup_count: _Optional[int] = ..., explanation: _Optional[str] = ..., direction: _Optional[_Union[Shift.Direction, str]] = ..., size: _Optional[float] = ..., limit: _Optional[float] = ..., share: _Optional[float] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., alarm_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder")
+    __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder", "model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class Entry(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ENCODER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     category: str
     embedding: bytes
@@ -207,7 +208,8 @@ class Entry(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     seq: int
     encoder: str
-    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., embedding: _Optional[bytes] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ..., text: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seq: _Optional[int] = ..., encoder: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., embedding: _Optional[bytes] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ..., text: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seq: _Optional[int] = ..., encoder: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Query(_message.Message):
     __slots__ = ("embedding", "text", "modality", "embedder_id")

@@ -22,65 +22,69 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from nearhit.v1 import resources_pb2 as nearhit_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'nearhit/v1/semantic_cache_service.proto\x12\nnearhit.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1anearhit/v1/resources.proto\"\xc4\x01\n\rLookupRequest\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12 \n\x05query\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Query\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12$\n\x04mode\x18\x05 \x01(\x0e\x32\x16.nearhit.v1.LookupMode\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07min_seq\x18\x07 \x01(\x03\x42\x0c\n\n_threshold\"\xa3\x03\n\x0eLookupResponse\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.nearhit.v1.LookupOutcome\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.nearhit.v1.LookupReason\x12\r\n\x05\x65ntry\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\x12\x15\n\x08\x64istance\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12+\n\x0bsearch_path\x18\x08 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\x1b\n\x13\x63\x61ndidates_examined\x18\t \x01(\x03\x12\x14\n\x0clookup_token\x18\n \x01(\t\x12\x12\n\ngeneration\x18\x0b \x01(\t\x12\x0b\n\x03seq\x18\x0c \x01(\x03\x12\x12\n\nlatency_us\x18\r \x01(\x03\x12\x18\n\x0bprobability\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06mapped\x18\x0f \x01(\x08\x42\x0b\n\t_distanceB\x0e\n\x0c_probability\"Q\n\x12\x42\x61tchLookupRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.nearhit.v1.LookupRequest\"D\n\x13\x42\x61tchLookupResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.nearhit.v1.LookupResponse\"[\n\x0cStoreRequest\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rreplace_entry\x18\x03 \x01(\t\"H\n\rStoreResponse\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x15\n\revicted_count\x18\x02 \x01(\x03\"O\n\x11\x42\x61tchStoreRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.nearhit.v1.StoreRequest\"B\n\x12\x42\x61tchStoreResponse\x12,\n\tresponses\x18\x01 \x03(\x0b\x32\x19.nearhit.v1.StoreResponse\"D\n\x0fGetEntryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04view\x18\x02 \x01(\x0e\x32\x15.nearhit.v1.EntryView\"p\n\x12ListEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x04view\x18\x04 \x01(\x0e\x32\x15.nearhit.v1.EntryView\"R\n\x13ListEntriesResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.nearhit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteEntryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"x\n\x11InvalidateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x03(\t\x12\x12\n\ncategories\x18\x03 \x03(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0f\n\x07sources\x18\x05 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"6\n\x12InvalidateResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"u\n\x15RecordFeedbackRequest\x12\x14\n\x0clookup_token\x18\x01 \x01(\t\x12$\n\x07verdict\x18\x02 \x01(\x0e\x32\x13.nearhit.v1.Verdict\x12 \n\x05query\x18\x03 \x01(\x0b\x32\x11.nearhit.v1.Query\"M\n\x16RecordFeedbackResponse\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\x08\x12\x12\n\nquery_kept\x18\x03 \x01(\x08\"&\n\x14\x45xportEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"9\n\x15\x45xportEntriesResponse\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\"H\n\x14ImportEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Entry\"[\n\x15ImportEntriesResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\x12\x15\n\rexpired_count\x18\x03 \x01(\x03*q\n\nLookupMode\x12\x1b\n\x17LOOKUP_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_MODE_SERVE\x10\x01\x12\x16\n\x12LOOKUP_MODE_BYPASS\x10\x02\x12\x17\n\x13LOOKUP_MODE_REFRESH\x10\x03*`\n\rLookupOutcome\x12\x1e\n\x1aLOOKUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_OUTCOME_HIT\x10\x01\x12\x17\n\x13LOOKUP_OUTCOME_MISS\x10\x02*\xa1\x02\n\x0cLookupReason\x12\x1d\n\x19LOOKUP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19LOOKUP_REASON_FINGERPRINT\x10\x01\x12\"\n\x1eLOOKUP_REASON_WITHIN_THRESHOLD\x10\x02\x12\"\n\x1eLOOKUP_REASON_BEYOND_THRESHOLD\x10\x03\x12\x1e\n\x1aLOOKUP_REASON_NO_CANDIDATE\x10\x04\x12\x18\n\x14LOOKUP_REASON_BYPASS\x10\x05\x12\x19\n\x15LOOKUP_REASON_REFRESH\x10\x06\x12\x18\n\x14LOOKUP_REASON_SHADOW\x10\x07\x12\x1c\n\x18LOOKUP_REASON_UNVERIFIED\x10\x08*^\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_RIGHT\x10\x01\x12\x11\n\rVERDICT_WRONG\x10\x02\x12\x14\n\x10VERDICT_REPLACED\x10\x03\x32\xdb\x06\n\x14SemanticCacheService\x12?\n\x06Lookup\x12\x19.nearhit.v1.LookupRequest\x1a\x1a.nearhit.v1.LookupResponse\x12N\n\x0b\x42\x61tchLookup\x12\x1e.nearhit.v1.BatchLookupRequest\x1a\x1f.nearhit.v1.BatchLookupResponse\x12<\n\x05Store\x12\x18.nearhit.v1.StoreRequest\x1a\x19.nearhit.v1.StoreResponse\x12K\n\nBatchStore\x12\x1d.nearhit.v1.BatchStoreRequest\x1a\x1e.nearhit.v1.BatchStoreResponse\x12:\n\x08GetEntry\x12\x1b.nearhit.v1.GetEntryRequest\x1a\x11.nearhit.v1.Entry\x12N\n\x0bListEntries\x12\x1e.nearhit.v1.ListEntriesRequest\x1a\x1f.nearhit.v1.ListEntriesResponse\x12\x45\n\x0b\x44\x65leteEntry\x12\x1e.nearhit.v1.DeleteEntryRequest\x1a\x16.google.protobuf.Empty\x12K\n\nInvalidate\x12\x1d.nearhit.v1.InvalidateRequest\x1a\x1e.nearhit.v1.InvalidateResponse\x12W\n\x0eRecordFeedback\x12!.nearhit.v1.RecordFeedbackRequest\x1a\".nearhit.v1.RecordFeedbackResponse\x12V\n\rExportEntries\x12 .nearhit.v1.ExportEntriesRequest\x1a!.nearhit.v1.ExportEntriesResponse0\x01\x12V\n\rImportEntries\x12 .nearhit.v1.ImportEntriesRequest\x1a!.nearhit.v1.ImportEntriesResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'nearhit/v1/semantic_cache_service.proto\x12\nnearhit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1anearhit/v1/resources.proto\"\x97\x02\n\rLookupRequest\x12\x10\n\x08\x63\x61tegory\x18\x01 \x01(\t\x12 \n\x05query\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Query\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12$\n\x04mode\x18\x05 \x01(\x0e\x32\x16.nearhit.v1.LookupMode\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07min_seq\x18\x07 \x01(\x03\x12(\n\x05lease\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wait\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\n_threshold\"\xb8\x03\n\x0eLookupResponse\x12*\n\x07outcome\x18\x01 \x01(\x0e\x32\x19.nearhit.v1.LookupOutcome\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.nearhit.v1.LookupReason\x12\r\n\x05\x65ntry\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\x12\x15\n\x08\x64istance\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12+\n\x0bsearch_path\x18\x08 \x01(\x0e\x32\x16.nearhit.v1.SearchPath\x12\x1b\n\x13\x63\x61ndidates_examined\x18\t \x01(\x03\x12\x14\n\x0clookup_token\x18\n \x01(\t\x12\x12\n\ngeneration\x18\x0b \x01(\t\x12\x0b\n\x03seq\x18\x0c \x01(\x03\x12\x12\n\nlatency_us\x18\r \x01(\x03\x12\x18\n\x0bprobability\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06mapped\x18\x0f \x01(\x08\x12\x13\n\x0blease_token\x18\x10 \x01(\tB\x0b\n\t_distanceB\x0e\n\x0c_probability\"Q\n\x12\x42\x61tchLookupRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.nearhit.v1.LookupRequest\"D\n\x13\x42\x61tchLookupResponse\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.nearhit.v1.LookupResponse\"p\n\x0cStoreRequest\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rreplace_entry\x18\x03 \x01(\t\x12\x13\n\x0blease_token\x18\x05 \x01(\t\"*\n\x13ReleaseLeaseRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\t\"H\n\rStoreResponse\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\x12\x15\n\revicted_count\x18\x02 \x01(\x03\"O\n\x11\x42\x61tchStoreRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x08requests\x18\x02 \x03(\x0b\x32\x18.nearhit.v1.StoreRequest\"B\n\x12\x42\x61tchStoreResponse\x12,\n\tresponses\x18\x01 \x03(\x0b\x32\x19.nearhit.v1.StoreResponse\"D\n\x0fGetEntryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04view\x18\x02 \x01(\x0e\x32\x15.nearhit.v1.EntryView\"p\n\x12ListEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x04view\x18\x04 \x01(\x0e\x32\x15.nearhit.v1.EntryView\"R\n\x13ListEntriesResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.nearhit.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteEntryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xac\x02\n\x11InvalidateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x03(\t\x12\x12\n\ncategories\x18\x03 \x03(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0f\n\x07sources\x18\x05 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x0e\n\x06models\x18\x07 \x03(\t\x12\x32\n\x0e\x63reated_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\nolder_than\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x04near\x18\n \x01(\x0b\x32\x11.nearhit.v1.Query\x12\x13\n\x06radius\x18\x0b \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_radius\"6\n\x12InvalidateResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"u\n\x15RecordFeedbackRequest\x12\x14\n\x0clookup_token\x18\x01 \x01(\t\x12$\n\x07verdict\x18\x02 \x01(\x0e\x32\x13.nearhit.v1.Verdict\x12 \n\x05query\x18\x03 \x01(\x0b\x32\x11.nearhit.v1.Query\"M\n\x16RecordFeedbackResponse\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\x08\x12\x12\n\nquery_kept\x18\x03 \x01(\x08\"&\n\x14\x45xportEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"9\n\x15\x45xportEntriesResponse\x12 \n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x11.nearhit.v1.Entry\"H\n\x14ImportEntriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x11.nearhit.v1.Entry\"[\n\x15ImportEntriesResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\x12\x15\n\rexpired_count\x18\x03 \x01(\x03*q\n\nLookupMode\x12\x1b\n\x17LOOKUP_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOOKUP_MODE_SERVE\x10\x01\x12\x16\n\x12LOOKUP_MODE_BYPASS\x10\x02\x12\x17\n\x13LOOKUP_MODE_REFRESH\x10\x03*`\n\rLookupOutcome\x12\x1e\n\x1aLOOKUP_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_OUTCOME_HIT\x10\x01\x12\x17\n\x13LOOKUP_OUTCOME_MISS\x10\x02*\xbb\x02\n\x0cLookupReason\x12\x1d\n\x19LOOKUP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19LOOKUP_REASON_FINGERPRINT\x10\x01\x12\"\n\x1eLOOKUP_REASON_WITHIN_THRESHOLD\x10\x02\x12\"\n\x1eLOOKUP_REASON_BEYOND_THRESHOLD\x10\x03\x12\x1e\n\x1aLOOKUP_REASON_NO_CANDIDATE\x10\x04\x12\x18\n\x14LOOKUP_REASON_BYPASS\x10\x05\x12\x19\n\x15LOOKUP_REASON_REFRESH\x10\x06\x12\x18\n\x14LOOKUP_REASON_SHADOW\x10\x07\x12\x1c\n\x18LOOKUP_REASON_UNVERIFIED\x10\x08\x12\x18\n\x14LOOKUP_REASON_LEASED\x10\n*^\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_RIGHT\x10\x01\x12\x11\n\rVERDICT_WRONG\x10\x02\x12\x14\n\x10VERDICT_REPLACED\x10\x03\x32\xa4\x07\n\x14SemanticCacheService\x12?\n\x06Lookup\x12\x19.nearhit.v1.LookupRequest\x1a\x1a.nearhit.v1.LookupResponse\x12N\n\x0b\x42\x61tchLookup\x12\x1e.nearhit.v1.BatchLookupRequest\x1a\x1f.nearhit.v1.BatchLookupResponse\x12<\n\x05Store\x12\x18.nearhit.v1.StoreRequest\x1a\x19.nearhit.v1.StoreResponse\x12G\n\x0cReleaseLease\x12\x1f.nearhit.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Empty\x12K\n\nBatchStore\x12\x1d.nearhit.v1.BatchStoreRequest\x1a\x1e.nearhit.v1.BatchStoreResponse\x12:\n\x08GetEntry\x12\x1b.nearhit.v1.GetEntryRequest\x1a\x11.nearhit.v1.Entry\x12N\n\x0bListEntries\x12\x1e.nearhit.v1.ListEntriesRequest\x1a\x1f.nearhit.v1.ListEntriesResponse\x12\x45\n\x0b\x44\x65leteEntry\x12\x1e.nearhit.v1.DeleteEntryRequest\x1a\x16.google.protobuf.Empty\x12K\n\nInvalidate\x12\x1d.nearhit.v1.InvalidateRequest\x1a\x1e.nearhit.v1.InvalidateResponse\x12W\n\x0eRecordFeedback\x12!.nearhit.v1.RecordFeedbackRequest\x1a\".nearhit.v1.RecordFeedbackResponse\x12V\n\rExportEntries\x12 .nearhit.v1.ExportEntriesRequest\x1a!.nearhit.v1.ExportEntriesResponse0\x01\x12V\n\rImportEntries\x12 .nearhit.v1.ImportEntriesRequest\x1a!.nearhit.v1.ImportEntriesResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearhit.v1.semantic_cache_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOOKUPMODE']._serialized_start=2148
-  _globals['_LOOKUPMODE']._serialized_end=2261
-  _globals['_LOOKUPOUTCOME']._serialized_start=2263
-  _globals['_LOOKUPOUTCOME']._serialized_end=2359
-  _globals['_LOOKUPREASON']._serialized_start=2362
-  _globals['_LOOKUPREASON']._serialized_end=2651
-  _globals['_VERDICT']._serialized_start=2653
-  _globals['_VERDICT']._serialized_end=2747
-  _globals['_LOOKUPREQUEST']._serialized_start=113
-  _globals['_LOOKUPREQUEST']._serialized_end=309
-  _globals['_LOOKUPRESPONSE']._serialized_start=312
-  _globals['_LOOKUPRESPONSE']._serialized_end=731
-  _globals['_BATCHLOOKUPREQUEST']._serialized_start=733
-  _globals['_BATCHLOOKUPREQUEST']._serialized_end=814
-  _globals['_BATCHLOOKUPRESPONSE']._serialized_start=816
-  _globals['_BATCHLOOKUPRESPONSE']._serialized_end=884
-  _globals['_STOREREQUEST']._serialized_start=886
-  _globals['_STOREREQUEST']._serialized_end=977
-  _globals['_STORERESPONSE']._serialized_start=979
-  _globals['_STORERESPONSE']._serialized_end=1051
-  _globals['_BATCHSTOREREQUEST']._serialized_start=1053
-  _globals['_BATCHSTOREREQUEST']._serialized_end=1132
-  _globals['_BATCHSTORERESPONSE']._serialized_start=1134
-  _globals['_BATCHSTORERESPONSE']._serialized_end=1200
-  _globals['_GETENTRYREQUEST']._serialized_start=1202
-  _globals['_GETENTRYREQUEST']._serialized_end=1270
-  _globals['_LISTENTRIESREQUEST']._serialized_start=1272
-  _globals['_LISTENTRIESREQUEST']._serialized_end=1384
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=1386
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1468
-  _globals['_DELETEENTRYREQUEST']._serialized_start=1470
-  _globals['_DELETEENTRYREQUEST']._serialized_end=1504
-  _globals['_INVALIDATEREQUEST']._serialized_start=1506
-  _globals['_INVALIDATEREQUEST']._serialized_end=1626
-  _globals['_INVALIDATERESPONSE']._serialized_start=1628
-  _globals['_INVALIDATERESPONSE']._serialized_end=1682
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1684
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=1801
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=1803
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=1880
-  _globals['_EXPORTENTRIESREQUEST']._serialized_start=1882
-  _globals['_EXPORTENTRIESREQUEST']._serialized_end=1920
-  _globals['_EXPORTENTRIESRESPONSE']._serialized_start=1922
-  _globals['_EXPORTENTRIESRESPONSE']._serialized_end=1979
-  _globals['_IMPORTENTRIESREQUEST']._serialized_start=1981
-  _globals['_IMPORTENTRIESREQUEST']._serialized_end=2053
-  _globals['_IMPORTENTRIESRESPONSE']._serialized_start=2055
-  _globals['_IMPORTENTRIESRESPONSE']._serialized_end=2146
-  _globals['_SEMANTICCACHESERVICE']._serialized_start=2750
-  _globals['_SEMANTICCACHESERVICE']._serialized_end=3609
+  _globals['_LOOKUPMODE']._serialized_start=2563
+  _globals['_LOOKUPMODE']._serialized_end=2676
+  _globals['_LOOKUPOUTCOME']._serialized_start=2678
+  _globals['_LOOKUPOUTCOME']._serialized_end=2774
+  _globals['_LOOKUPREASON']._serialized_start=2777
+  _globals['_LOOKUPREASON']._serialized_end=3092
+  _globals['_VERDICT']._serialized_start=3094
+  _globals['_VERDICT']._serialized_end=3188
+  _globals['_LOOKUPREQUEST']._serialized_start=178
+  _globals['_LOOKUPREQUEST']._serialized_end=457
+  _globals['_LOOKUPRESPONSE']._serialized_start=460
+  _globals['_LOOKUPRESPONSE']._serialized_end=900
+  _globals['_BATCHLOOKUPREQUEST']._serialized_start=902
+  _globals['_BATCHLOOKUPREQUEST']._serialized_end=983
+  _globals['_BATCHLOOKUPRESPONSE']._serialized_start=985
+  _globals['_BATCHLOOKUPRESPONSE']._serialized_end=1053
+  _globals['_STOREREQUEST']._serialized_start=1055
+  _globals['_STOREREQUEST']._serialized_end=1167
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1169
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1211
+  _globals['_STORERESPONSE']._serialized_start=1213
+  _globals['_STORERESPONSE']._serialized_end=1285
+  _globals['_BATCHSTOREREQUEST']._serialized_start=1287
+  _globals['_BATCHSTOREREQUEST']._serialized_end=1366
+  _globals['_BATCHSTORERESPONSE']._serialized_start=1368
+  _globals['_BATCHSTORERESPONSE']._serialized_end=1434
+  _globals['_GETENTRYREQUEST']._serialized_start=1436
+  _globals['_GETENTRYREQUEST']._serialized_end=1504
+  _globals['_LISTENTRIESREQUEST']._serialized_start=1506
+  _globals['_LISTENTRIESREQUEST']._serialized_end=1618
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=1620
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=1702
+  _globals['_DELETEENTRYREQUEST']._serialized_start=1704
+  _globals['_DELETEENTRYREQUEST']._serialized_end=1738
+  _globals['_INVALIDATEREQUEST']._serialized_start=1741
+  _globals['_INVALIDATEREQUEST']._serialized_end=2041
+  _globals['_INVALIDATERESPONSE']._serialized_start=2043
+  _globals['_INVALIDATERESPONSE']._serialized_end=2097
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=2099
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=2216
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=2218
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=2295
+  _globals['_EXPORTENTRIESREQUEST']._serialized_start=2297
+  _globals['_EXPORTENTRIESREQUEST']._serialized_end=2335
+  _globals['_EXPORTENTRIESRESPONSE']._serialized_start=2337
+  _globals['_EXPORTENTRIESRESPONSE']._serialized_end=2394
+  _globals['_IMPORTENTRIESREQUEST']._serialized_start=2396
+  _globals['_IMPORTENTRIESREQUEST']._serialized_end=2468
+  _globals['_IMPORTENTRIESRESPONSE']._serialized_start=2470
+  _globals['_IMPORTENTRIESRESPONSE']._serialized_end=2561
+  _globals['_SEMANTICCACHESERVICE']._serialized_start=3191
+  _globals['_SEMANTICCACHESERVICE']._serialized_end=4123
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,8 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from nearhit.v1 import resources_pb2 as _resources_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -33,6 +37,7 @@ class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_REASON_REFRESH: _ClassVar[LookupReason]
     LOOKUP_REASON_SHADOW: _ClassVar[LookupReason]
     LOOKUP_REASON_UNVERIFIED: _ClassVar[LookupReason]
+    LOOKUP_REASON_LEASED: _ClassVar[LookupReason]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -56,13 +61,14 @@ LOOKUP_REASON_BYPASS: LookupReason
 LOOKUP_REASON_REFRESH: LookupReason
 LOOKUP_REASON_SHADOW: LookupReason
 LOOKUP_REASON_UNVERIFIED: LookupReason
+LOOKUP_REASON_LEASED: LookupReason
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_RIGHT: Verdict
 VERDICT_WRONG: Verdict
 VERDICT_REPLACED: Verdict
 
 class LookupRequest(_message.Message):
-    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq")
+    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq", "lease", "wait")
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +76,8 @@ class LookupRequest(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQ_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     category: str
     query: _resources_pb2.Query
     scope: str
@@ -77,10 +85,12 @@ class LookupRequest(_message.Message):
     mode: LookupMode
     threshold: float
     min_seq: int
-    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ...) -> None: ...
+    lease: _duration_pb2.Duration
+    wait: _duration_pb2.Duration
+    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped")
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +106,7 @@ class LookupResponse(_message.Message):
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     MAPPED_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     outcome: LookupOutcome
     reason: LookupReason
     entry: str
@@ -111,7 +122,8 @@ class LookupResponse(_message.Message):
     latency_us: int
     probability: float
     mapped: bool
-    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ...) -> None: ...
+    lease_token: str
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ...) -> None: ...
 
 class BatchLookupRequest(_message.Message):
     __slots__ = ("parent", "requests")
@@ -128,14 +140,22 @@ class BatchLookupResponse(_message.Message):
     def __init__(self, responses: _Optional[_Iterable[_Union[LookupResponse, _Mapping]]] = ...) -> None: ...
 
 class StoreRequest(_message.Message):
-    __slots__ = ("entry", "request_id", "replace_entry")
+    __slots__ = ("entry", "request_id", "replace_entry", "lease_token")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REPLACE_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     entry: _resources_pb2.Entry
     request_id: str
     replace_entry: str
-    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ...) -> None: ...
+    lease_token: str
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ..., lease_token: _Optional[str] = ...) -> None: ...
+
+class ReleaseLeaseRequest(_message.Message):
+    __slots__ = ("lease_token",)
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    lease_token: str
+    def __init__(self, lease_token: _Optional[str] = ...) -> None: ...
 
 class StoreResponse(_message.Message):
     __slots__ = ("entry", "evicted_count")
@@ -194,20 +214,30 @@ class DeleteEntryRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class InvalidateRequest(_message.Message):
-    __slots__ = ("parent", "entries", "categories", "tags", "sources", "dry_run")
+    __slots__ = ("parent", "entries", "categories", "tags", "sources", "dry_run", "models", "created_before", "older_than", "near", "radius")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    OLDER_THAN_FIELD_NUMBER: _ClassVar[int]
+    NEAR_FIELD_NUMBER: _ClassVar[int]
+    RADIUS_FIELD_NUMBER: _ClassVar[int]
     parent: str
     entries: _containers.RepeatedScalarFieldContainer[str]
     categories: _containers.RepeatedScalarFieldContainer[str]
     tags: _containers.RepeatedScalarFieldContainer[str]
     sources: _containers.RepeatedScalarFieldContainer[str]
     dry_run: bool
-    def __init__(self, parent: _Optional[str] = ..., entries: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., sources: _Optional[_Iterable[str]] = ..., dry_run: bool = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    created_before: _timestamp_pb2.Timestamp
+    older_than: _duration_pb2.Duration
+    near: _resources_pb2.Query
+    radius: float
+    def __init__(self, parent: _Optional[str] = ..., entries: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., sources: _Optional[_Iterable[str]] = ..., dry_run: bool = ..., models: _Optional[_Iterable[str]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., older_than: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., near: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., radius: _Optional[float] = ...) -> None: ...
 
 class InvalidateResponse(_message.Message):
     __slots__ = ("entry_count", "seq")

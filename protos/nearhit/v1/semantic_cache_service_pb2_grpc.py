@@ -60,6 +60,11 @@ class SemanticCacheServiceStub(object):
                 request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreRequest.SerializeToString,
                 response_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreResponse.FromString,
                 _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/nearhit.v1.SemanticCacheService/ReleaseLease',
+                request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.BatchStore = channel.unary_unary(
                 '/nearhit.v1.SemanticCacheService/BatchStore',
                 request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.BatchStoreRequest.SerializeToString,
@@ -122,7 +127,8 @@ class SemanticCacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchLookup(self, request, context):
-        """Lookups of one cache in one call; answers in the order of the requests. One bad request fails the batch.
+        """Lookups of one cache in one call; answers in the order of the requests. One bad request fails the batch. Misses
+        take leases, and none waits: `wait` is ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +136,13 @@ class SemanticCacheServiceServicer(object):
 
     def Store(self, request, context):
         """Stores one entry; acknowledged after the commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Gives up a lease without storing: one of those that wait for it takes the next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +222,11 @@ def add_SemanticCacheServiceServicer_to_server(servicer, server):
                     servicer.Store,
                     request_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreRequest.FromString,
                     response_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'BatchStore': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchStore,
@@ -341,6 +359,33 @@ class SemanticCacheService(object):
             '/nearhit.v1.SemanticCacheService/Store',
             nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreRequest.SerializeToString,
             nearhit_dot_v1_dot_semantic__cache__service__pb2.StoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.SemanticCacheService/ReleaseLease',
+            nearhit_dot_v1_dot_semantic__cache__service__pb2.ReleaseLeaseRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
