@@ -16,6 +16,7 @@ from service.errors import ConfigurationError, MigrationError, ServiceError
 COMMANDS = {
     "migrate": "scripts.migrate_database",
     "create": "scripts.create_cache",
+    "policy": "scripts.show_policy",
     "serve": "scripts.serve",
     "store": "scripts.store_entry",
     "lookup": "scripts.lookup_answer",
@@ -40,7 +41,7 @@ _DESCRIPTION = """\
 nearhit: a semantic cache and vector search service on learned binary codes.
 
   set up      migrate, create, serve
-  use         store, lookup, search, invalidate
+  use         store, lookup, search, invalidate, policy
                                            (speak to a running server)
   operate     train, train-verifier, build, update, migrate-embedder, worker, jobs, encoders, categories,
               forget, check

@@ -1,7 +1,7 @@
 """Build a generation of a cache's index, from the store or from a file that is loaded into it first.
 
 A file is .npy (embeddings only), .npz, .jsonl or .parquet with `embeddings` (.npz) or `embedding`, and any
-of the columns id, category, text, response, labels, tags, source, scope. Rows without an id get
+of the columns id, category, text, response, labels, tags, source, scope, cost, model. Rows without an id get
 "row-<number>". A row whose id, or whose scope and text, is stored already is skipped, so a build that was
 interrupted can be run again and goes on where it was. Nothing is stored unless every row is valid. The cache
 and its categories are created where they do not exist. With --train, a large file's training rows are loaded

@@ -1,8 +1,9 @@
-"""Create a cache, or categories in one, on a running server.
+"""Create a cache, or categories in one, on a running server. `nearhit policy` sets the rest of a policy.
 
 Examples:
   nearhit create faq --dim 384 --embedder-id all-MiniLM-L6-v2
   nearhit create faq --category billing --threshold 0.1 --ttl 86400 --max-entries 100000
+  nearhit create faq --category refunds --parent billing --ttl 3600
 """
 
 import argparse
@@ -31,8 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at which the active verifier consents to a hit, in (0, 1]; default: it is not asked",
     )
     parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="time to live; default: none")
-    parser.add_argument("--max-entries", type=int, default=0, help="default: no limit")
-    parser.add_argument("--max-bytes", type=int, default=0, help="default: no limit")
+    parser.add_argument("--max-entries", type=int, help="default: no limit")
+    parser.add_argument("--max-bytes", type=int, help="default: no limit")
+    parser.add_argument(
+        "--parent",
+        default="",
+        metavar="CATEGORY",
+        help="inherit the rest from it; default: nothing",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
                 min_probability=arguments.min_probability,
                 max_entries=arguments.max_entries,
                 max_bytes=arguments.max_bytes,
+                parent=arguments.parent,
             )
             print_result(
                 {"created": made.name, "threshold": made.threshold, "etag": made.etag}, as_json=arguments.json

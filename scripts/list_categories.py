@@ -67,6 +67,7 @@ def _as_document(category: CategoryRecord, shift: ShiftRecord) -> dict[str, Any]
         "misses": category.miss_count,
         "shadow_hits": category.shadow_hit_count,
         "bypasses": category.bypass_count,
+        "parent": category.parent,
         "policy": asdict(category.policy),
         "create_time": to_time(category.create_ms),
         "shift": {
@@ -91,8 +92,12 @@ def _lines(category: CategoryRecord, shift: ShiftRecord) -> list[str]:
         limits.append(f"at most {policy.max_entries} entries")
     if policy.max_bytes:
         limits.append(f"at most {policy.max_bytes} bytes")
+    if policy.refresh_after_ms is not None:
+        limits.append(f"refresh after {policy.refresh_after_ms / 1000:g} s")
     if policy.shadow:
         limits.append("shadow")
+    if category.parent:
+        limits.append(f"inherits from {category.parent}")
     served = f"hits {category.hit_count}  misses {category.miss_count}"
     lines = [
         f"{category.name:<24} entries {category.entry_count}  bytes {category.size_bytes}  {served}  "

@@ -22,13 +22,14 @@ from scripts.arguments import CommandError
 from scripts.row_files import RowBatch, RowFile, open_rows
 from service import registry
 from service.application import clock_ms
+from service.categories import create_category
 from service.coding import code_rows, normalise, to_stored
 from service.config import Config
 from service.convert import to_entry_values
 from service.database import reading, writing
 from service.errors import InvalidRequestError, NotFoundError
 from service.keys import ENTRY_PATTERN, NAME_PATTERN, check_id
-from service.records import CacheRecord, Coding, ModalitySpec, NewEntry, Policy
+from service.records import CacheRecord, Coding, ModalitySpec, NewEntry
 from service.row_import import import_rows, stored_names
 from service.rows import read_cache, read_categories, read_weights
 from service.spaces import find_space, modalities_of
@@ -238,9 +239,21 @@ def _message(columns: Mapping[str, Any]) -> pb.Entry:
             tags=_terms(columns, "tags"),
             source=str(columns.get("source", "")),
             scope=str(columns.get("scope", "")),
+            cost=_number(columns, "cost"),
+            model=str(columns.get("model", "")),
         )
     except UnicodeEncodeError as error:  # half a surrogate pair, as JSON can carry
         raise InvalidRequestError(f"no valid Unicode text: {error}", reason="INVALID_VALUE") from error
+
+
+def _number(columns: Mapping[str, Any], name: str) -> float:
+    value = columns.get(name, 0.0)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequestError(
+            f"{name}: {value!r} is no number", reason="INVALID_VALUE", field=name
+        ) from error
 
 
 def _terms(columns: Mapping[str, Any], name: str) -> list[str]:
@@ -268,7 +281,7 @@ def _store(
         now_ms = clock_ms()
         known = {category.name: category.id for category in read_categories(connection, cache.id)}
         for name in sorted({category for category, _ in rows} - set(known)):
-            created = registry.create_category(connection, cache.name, name, policy=Policy(), now_ms=now_ms)
+            created = create_category(connection, cache.name, name, own={}, now_ms=now_ms)
             known[name] = created.id
         tx = CacheTransaction.lock(connection, cache.id, now_ms=now_ms)
         return import_rows(

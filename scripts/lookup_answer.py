@@ -6,12 +6,13 @@ Examples:
 """
 
 import argparse
+from datetime import timedelta
 
 from nearhit import Client
 from nearhit.v1 import resources_pb2 as pb
 from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 
-from scripts.arguments import add_address, add_json, print_result
+from scripts.arguments import add_address, add_json, positive_number, print_result
 from scripts.query_arguments import add_query, read_embedding
 
 _MODES = {
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("category")
     add_query(parser)
     parser.add_argument("--threshold", type=float, help="a stricter cosine distance than the category's")
+    parser.add_argument(
+        "--max-age",
+        type=positive_number,
+        metavar="SECONDS",
+        help="of an entry that answers; default: any",
+    )
     parser.add_argument("--mode", choices=tuple(_MODES), default="serve", help="default %(default)s")
 
 
@@ -44,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             embedder_id=arguments.embedder_id,
             scope=arguments.scope,
             threshold=arguments.threshold,
+            max_age=None if arguments.max_age is None else timedelta(seconds=arguments.max_age),
             mode=_MODES[arguments.mode],
         )
     is_hit = answer.outcome == cache_pb.LOOKUP_OUTCOME_HIT
@@ -57,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             "probability": round(answer.probability, 4) if answer.HasField("probability") else None,
             "threshold": answer.threshold,
             "mapped": answer.mapped,
+            "refresh_due": answer.refresh_due,
             "search_path": pb.SearchPath.Name(answer.search_path).removeprefix("SEARCH_PATH_").lower(),
             "candidates_examined": answer.candidates_examined,
             "latency_us": answer.latency_us,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scripts.arguments import CommandError
 
 BATCH_ROWS = 10_000  # also the rows of one transaction
-COLUMNS = ("id", "category", "text", "response", "labels", "tags", "source", "scope")
+COLUMNS = ("id", "category", "text", "response", "labels", "tags", "source", "scope", "cost", "model")
 _EMBEDDING_NAMES = ("embeddings", "embedding", "vectors")
 UNREADABLE = (
     ValueError,

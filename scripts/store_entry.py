@@ -1,4 +1,4 @@
-"""Store an answer.
+"""Store an answer. Exit status 3 where the category's policy does not admit it.
 
 Examples:
   nearhit store faq billing "how do I cancel?" --response "Under Account, Billing, Cancel."
@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from nearhit import Client
+from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 
 from scripts.arguments import CommandError, add_address, add_json, positive_number, print_result
 from scripts.query_arguments import add_query, read_embedding
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", action="append", default=[], help="repeatable")
     parser.add_argument("--tag", action="append", default=[], help="repeatable")
     parser.add_argument("--source", default="")
-    parser.add_argument("--model", default="", help="that made the answer")
+    parser.add_argument("--cost", type=float, default=0.0, help="of computing it; default: not known")
+    parser.add_argument("--model", default="", help="which made it")
     parser.add_argument("--ttl", type=positive_number, metavar="SECONDS", help="default: the category's")
 
 
@@ -58,8 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
             labels=arguments.label,
             tags=arguments.tag,
             source=arguments.source,
+            cost=arguments.cost,
             model=arguments.model,
         )
+    if stored.admission != cache_pb.ADMISSION_STORED:
+        reason = cache_pb.Admission.Name(stored.admission).removeprefix("ADMISSION_").lower()
+        print_result({"stored": None, "admission": reason}, as_json=arguments.json)
+        return 3
     print_result(
         {"stored": stored.entry.name, "seq": stored.entry.seq, "evicted": stored.evicted_count},
         as_json=arguments.json,

@@ -10,6 +10,7 @@ import grpc
 from sqlalchemy import Engine
 
 from service.accesses import AccessLog
+from service.admission import Sightings
 from service.cache import SemanticCache
 from service.compaction import Compactor
 from service.config import Config
@@ -41,6 +42,7 @@ class Application:
         self.replicas = Replicas(self.engine, config)
         most = config.refresh.max_queued_accesses
         self.accesses = AccessLog(max_entries=most, max_distances=most if config.shift.enabled else 0)
+        self.sightings = Sightings()
         self.embedder = Embedder(config.embedder) if config.embedder.model else None
         self.writer = Writer(
             self.engine,

@@ -44,8 +44,9 @@ _COUNTED_AS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupAnswer:
-    """What a lookup answers; `entry` is the entry served, or that would have been (REFRESH, SHADOW).
+    """What a lookup answers; `entry` is the entry served, or that would have been (REFRESH, SHADOW, STALE).
 
+    refresh_due: the entry is served past its refresh time.
     is_mapped: distance and threshold are those of the query mapped to the space of the embedder before.
     probability: what the verifier says of the most probable entry; None where it was not asked, or failed.
     """
@@ -65,6 +66,7 @@ class LookupAnswer:
     lease_token: str = ""
     seq: int = 0
     latency_us: int = 0
+    refresh_due: bool = False
 
     @property
     def is_hit(self) -> bool:
@@ -268,6 +270,7 @@ class SemanticCache:
             generation=state.index.generation or "",
             seq=seq,
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
+            refresh_due=is_hit and found is not None and found.refresh_due,
         )
 
     def _token(self, state: CacheState, lookup: Lookup, found: Found, match: Match, *, seq: int) -> str:

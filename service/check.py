@@ -21,7 +21,7 @@ from service.coding import STORED_DTYPE, class_codes_of, from_stored, label_code
 from service.config import Config
 from service.database import reading
 from service.embedder_maps import check_spaces
-from service.errors import NotFoundError
+from service.errors import DamagedPolicyError, NotFoundError
 from service.feed import damage_of, to_rows
 from service.keys import fingerprint_key
 from service.payload import is_payload_of
@@ -86,6 +86,11 @@ def check_cache(engine: Engine, cache: str, config: Config) -> CheckReport:
     """
     with reading(engine) as connection:
         record = read_cache(connection, cache)
+        try:
+            read_categories(connection, record.id)
+        except DamagedPolicyError as error:  # nothing is served of such a cache, and nothing more is known
+            count = count_entries(connection, record.id)
+            return CheckReport(cache=cache, entry_count=count, generation="", problems=(error.message,))
         encoders, problems = _read_encoders(connection, record)
         problems += check_learned(connection, record, encoders.by_id.get(record.active_encoder_id or ""))
         problems += _check_consent(connection, record)

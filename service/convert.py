@@ -14,10 +14,12 @@ from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 from numpy.typing import NDArray
 
 from index.planner import SearchPath
+from service.admission import Admission
 from service.cache import LookupAnswer, check_threshold
 from service.coding import STORED_DTYPE
 from service.embedding import DEFAULT_MODALITY, Input, default_fingerprint
 from service.errors import InvalidRequestError
+from service.expiration import refresh_time
 from service.finding import LookupMode, LookupQuery, LookupReason
 from service.keys import (
     ENTRY_PATTERN,
@@ -27,7 +29,8 @@ from service.keys import (
     parse_cache,
     parse_child,
 )
-from service.records import EntryRecord, NewEntry, StoredEntry
+from service.policy import Policy
+from service.records import CategoryRecord, EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
 from service.spaces import modality_of
 from service.tables import NEVER_MS
@@ -42,7 +45,11 @@ LEASE_TOKEN_CHARACTERS = 64
 CONTENT_TYPE_CHARACTERS = 255
 MOST_LEASE_MS = 10 * 60 * 1000
 MOST_WAIT_MS = 60 * 1000
+MODEL_BYTES = 256
+# So that what an entry is worth, its cost by hits and bytes, is a number in every database.
+COST_LEAST, COST_MOST = 1e-18, 1e18
 MOST_SECONDS = 10**12  # either side of the epoch: what milliseconds hold, and far beyond any Timestamp
+DURATION_SECONDS = 315_576_000_000  # 10,000 years
 TOP_K_DEFAULT = 10
 TOP_K_MOST = 1_000
 PAGE_DEFAULT = 100
@@ -66,6 +73,16 @@ _CODE_KINDS = (
     search_pb.CODE_KIND_LABEL,
 )
 _VIEWS = (pb.ENTRY_VIEW_UNSPECIFIED, pb.ENTRY_VIEW_BASIC, pb.ENTRY_VIEW_FULL)
+_COMPLETIONS: dict[int, str] = {
+    cache_pb.COMPLETION_UNSPECIFIED: "complete",
+    cache_pb.COMPLETION_COMPLETE: "complete",
+    cache_pb.COMPLETION_TRUNCATED: "truncated",
+    cache_pb.COMPLETION_FAILED: "failed",
+}
+ADMISSIONS = {
+    admission.value: cast(cache_pb.Admission, cache_pb.Admission.Value(f"ADMISSION_{admission.name}"))
+    for admission in Admission
+}
 TTL_MODES: dict[int, str] = {pb.TTL_MODE_ABSOLUTE: "absolute", pb.TTL_MODE_SLIDING: "sliding"}
 TTL_MODE_NUMBERS = {"absolute": pb.TTL_MODE_ABSOLUTE, "sliding": pb.TTL_MODE_SLIDING}
 VERDICTS: dict[int, str] = {
@@ -105,6 +122,9 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
         fingerprint=check_text(request.fingerprint, field="fingerprint", most_bytes=KEY_BYTES) or None,
         mode=_MODES[request.mode],
         threshold=check_threshold(request.threshold) if request.HasField("threshold") else None,
+        max_age_ms=to_positive_milliseconds(request.max_age, field="max_age")
+        if request.HasField("max_age")
+        else None,
         min_seq=request.min_seq,
         lease_seconds=lease_ms / 1000,
         wait_seconds=wait_ms / 1000,
@@ -131,6 +151,7 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         generation=answer.generation,
         seq=answer.seq,
         latency_us=answer.latency_us,
+        refresh_due=answer.refresh_due,
     )
 
 
@@ -141,9 +162,12 @@ def to_store(request: cache_pb.StoreRequest, *, max_response_bytes: int) -> Stor
     name = _entry_of(entry.name, cache, field="entry.name") if entry.name else ""
     replaced = _entry_of(request.replace_entry, cache, field="replace_entry") if request.replace_entry else ""
     values = to_entry_values(entry, max_response_bytes=max_response_bytes)
+    if request.completion not in _COMPLETIONS:
+        raise InvalidRequestError(f"unknown completion {request.completion}", reason="UNKNOWN_VALUE")
     values |= {
         "name": name,
         "replace_name": replaced,
+        "completion": _COMPLETIONS[request.completion],
         "request_id": _short_text(
             request.request_id, field="request_id", most_characters=REQUEST_ID_CHARACTERS
         ),
@@ -217,7 +241,19 @@ def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, An
         ),
         "ttl_ms": to_ttl(entry.ttl) if entry.HasField("ttl") else None,
         "ttl_mode": to_ttl_mode(entry.ttl_mode),
+        "cost": check_cost(entry.cost),
     }
+
+
+def check_cost(cost: float) -> float:
+    """What an entry cost: 0 where that is not known. Raises: InvalidRequestError."""
+    if cost != 0 and not COST_LEAST <= cost <= COST_MOST:  # nor NaN
+        raise InvalidRequestError(
+            f"cost must be 0 or in [{COST_LEAST:g}, {COST_MOST:g}], is {cost}",
+            reason="INVALID_COST",
+            field="cost",
+        )
+    return abs(cost)  # of a negative 0
 
 
 def entry_input(entry: pb.Entry) -> Input:
@@ -230,10 +266,14 @@ def entry_input(entry: pb.Entry) -> Input:
     )
 
 
-def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry) -> pb.Entry:
-    """The stored entry, view BASIC."""
+def from_stored(
+    cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry, *, policy: Policy | None
+) -> cache_pb.StoreResponse:
+    """The stored entry, view BASIC; of one that was not admitted what it would have been. policy: its
+    category's; None where that was deleted meanwhile."""
+    is_stored = stored.admission == Admission.STORED.value
     entry = pb.Entry(
-        name=child_name(cache, "entries", stored.name),
+        name=child_name(cache, "entries", stored.name) if is_stored else "",
         category=child_name(cache, "categories", item.category),
         modality=modality_of(row.modality),
         embedder_id=row.embedder_id,
@@ -244,24 +284,36 @@ def from_stored(cache: str, item: StoreItem, row: NewEntry, stored: StoredEntry)
         labels=row.labels,
         tags=row.tags,
         source=row.source,
+        cost=row.cost,
         model=row.model,
-        ttl_mode=TTL_MODE_NUMBERS[stored.ttl_mode],
-        create_time=to_timestamp(stored.create_ms),
-        seq=stored.seq,
-        encoder=child_name(cache, "encoders", row.coding.encoder_id) if row.coding else "",
     )
+    if is_stored:
+        entry.ttl_mode = TTL_MODE_NUMBERS[stored.ttl_mode]
+        entry.seq = stored.seq
+        entry.encoder = child_name(cache, "encoders", row.coding.encoder_id) if row.coding else ""
+        _set_times(entry, stored, policy=policy)
+    return cache_pb.StoreResponse(
+        entry=entry, evicted_count=stored.evicted_count, admission=ADMISSIONS[stored.admission]
+    )
+
+
+def _set_times(entry: pb.Entry, stored: StoredEntry | EntryRecord, *, policy: Policy | None) -> None:
+    entry.create_time.CopyFrom(to_timestamp(stored.create_ms))
     if stored.ttl_ms is not None:
         entry.ttl.CopyFrom(to_duration(stored.ttl_ms))
     if stored.expire_ms != NEVER_MS:
         entry.expire_time.CopyFrom(to_timestamp(stored.expire_ms))
-    return entry
+    if policy is not None:
+        refresh_ms = refresh_time(stored.create_ms, stored.expire_ms, policy.refresh_after_ms)
+        if refresh_ms is not None:
+            entry.refresh_time.CopyFrom(to_timestamp(refresh_ms))
 
 
-def from_entry(cache: str, category: str, record: EntryRecord, *, full: bool) -> pb.Entry:
+def from_entry(cache: str, category: CategoryRecord, record: EntryRecord, *, full: bool) -> pb.Entry:
     """An entry as stored; `full` adds embedding and response."""
     entry = pb.Entry(
         name=child_name(cache, "entries", record.name),
-        category=child_name(cache, "categories", category),
+        category=child_name(cache, "categories", category.name),
         modality=modality_of(record.modality),
         embedder_id=record.embedder_id,
         text=record.text,
@@ -273,14 +325,11 @@ def from_entry(cache: str, category: str, record: EntryRecord, *, full: bool) ->
         source=record.source,
         model=record.model,
         ttl_mode=TTL_MODE_NUMBERS[record.ttl_mode],
-        create_time=to_timestamp(record.create_ms),
         seq=record.seq,
         encoder=child_name(cache, "encoders", record.encoder_id) if record.encoder_id else "",
+        cost=record.cost,
     )
-    if record.ttl_ms is not None:
-        entry.ttl.CopyFrom(to_duration(record.ttl_ms))
-    if not record.never_expires:
-        entry.expire_time.CopyFrom(to_timestamp(record.expire_ms))
+    _set_times(entry, record, policy=category.policy)
     if full:
         vector = np.frombuffer(record.vector, dtype=STORED_DTYPE).astype("<f4")
         entry.embedding = vector.tobytes()
@@ -335,7 +384,7 @@ def from_search(cache: str, answer: SearchAnswer, *, full: bool) -> search_pb.Se
         category = answer.state.category_names[match.category_id]
         record = answer.entries.get(match.entry_id) if answer.entries is not None else None
         if record is not None:
-            entry = from_entry(cache, category, record, full=full)
+            entry = from_entry(cache, answer.state.category(category), record, full=full)
         else:
             entry = pb.Entry(
                 name=child_name(cache, "entries", name), category=child_name(cache, "categories", category)
@@ -361,12 +410,19 @@ def to_embedding(raw: bytes) -> NDArray[np.float32]:
 
 def to_ttl(duration: Duration) -> int:
     """Milliseconds. Raises: InvalidRequestError: zero, negative, or over 10,000 years."""
-    ttl_ms = to_milliseconds(duration)
-    if ttl_ms <= 0 or duration.seconds > 315_576_000_000:
+    return to_positive_milliseconds(duration, field="ttl", reason="INVALID_TTL")
+
+
+def to_positive_milliseconds(duration: Duration, *, field: str, reason: str = "INVALID_DURATION") -> int:
+    """Milliseconds. Raises: InvalidRequestError: zero, negative, or over 10,000 years."""
+    duration_ms = to_milliseconds(duration)
+    if duration_ms <= 0 or duration.seconds > DURATION_SECONDS:
         raise InvalidRequestError(
-            f"a time to live is at least 1 ms, not {ttl_ms / 1000} s", reason="INVALID_TTL"
+            f"{field} is at least 1 ms, at most {DURATION_SECONDS} s, not {duration_ms / 1000} s",
+            reason=reason,
+            field=field,
         )
-    return ttl_ms
+    return duration_ms
 
 
 def to_milliseconds(duration: Duration) -> int:

@@ -1,24 +1,15 @@
 """Caches, categories, encoders and jobs: messages to values and back, validated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.field_mask_pb2 import FieldMask
 from nearhit.v1 import admin_service_pb2 as admin_pb
 from nearhit.v1 import resources_pb2 as pb
 
 from index.vector_index import VectorIndex
-from service.cache import check_threshold
 from service.category_shift import load_alarm
-from service.convert import (
-    KEY_BYTES,
-    TTL_MODE_NUMBERS,
-    check_text,
-    to_duration,
-    to_timestamp,
-    to_ttl,
-    to_ttl_mode,
-)
+from service.convert import KEY_BYTES, check_text, to_timestamp
+from service.convert_policy import inherited_fields, set_policy
 from service.errors import InvalidRequestError
 from service.keys import cache_name, child_name
 from service.records import (
@@ -27,20 +18,12 @@ from service.records import (
     EncoderRecord,
     JobRecord,
     ModalitySpec,
-    Policy,
     ShiftRecord,
     VerifierRecord,
 )
 from service.spaces import modalities_of, modality_of, spaces_of
 
 DESCRIPTION_CHARACTERS = 256
-_EVICTIONS = {pb.EVICTION_UNSPECIFIED: "lru", pb.EVICTION_LRU: "lru", pb.EVICTION_LFU: "lfu"}
-_EVICTION_NUMBERS = {"lru": pb.EVICTION_LRU, "lfu": pb.EVICTION_LFU}
-_POLICY_FIELDS = (
-    *("threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow"),
-    "min_probability",
-)
-_POLICY_COLUMNS = {"ttl": "ttl_ms"}
 _ENCODER_STATES = {
     "candidate": pb.Encoder.STATE_CANDIDATE,
     "active": pb.Encoder.STATE_ACTIVE,
@@ -118,48 +101,12 @@ def from_cache(record: CacheRecord) -> pb.Cache:
     )
 
 
-def to_policy(category: pb.Category) -> Policy:
-    """A whole policy, defaults where nothing is given. Raises: InvalidRequestError."""
-    changed = _policy_values(category, _POLICY_FIELDS)
-    if changed["threshold"] is None:
-        del changed["threshold"]
-    return Policy(**changed)
-
-
-def to_policy_changes(category: pb.Category, mask: FieldMask) -> dict[str, Any]:
-    """The columns that an update sets. Raises: InvalidRequestError: a field that cannot be set."""
-    fields = check_mask(mask, _POLICY_FIELDS)
-    changed = _policy_values(category, fields)
-    if "threshold" in changed and changed["threshold"] is None:
-        changed["threshold"] = Policy().threshold
-    if not mask.paths and not category.HasField("min_probability"):
-        # A caller that does not know of consent, or forgot it, must not withdraw it.
-        del changed["min_probability"]
-    return changed
-
-
-def check_mask(mask: FieldMask, settable: Sequence[str]) -> Sequence[str]:
-    """The fields that the mask names; all settable ones where it is empty. Raises: InvalidRequestError."""
-    for path in mask.paths:
-        if path not in settable:
-            raise InvalidRequestError(
-                f"{path!r} cannot be changed; {', '.join(settable)} can", reason="INVALID_MASK", field=path
-            )
-    return list(mask.paths) or settable
-
-
 def from_category(cache: str, record: CategoryRecord, *, shift: ShiftRecord | None = None) -> pb.Category:
     """A category. shift: None where it is not watched."""
-    policy = record.policy
     category = pb.Category(
         name=child_name(cache, "categories", record.name),
-        threshold=policy.threshold,
-        ttl_mode=TTL_MODE_NUMBERS[policy.ttl_mode],
-        max_entries=policy.max_entries,
-        max_bytes=policy.max_bytes,
-        eviction=_EVICTION_NUMBERS[policy.eviction],
-        shadow=policy.shadow,
-        min_probability=policy.min_probability,
+        parent=child_name(cache, "categories", record.parent) if record.parent else "",
+        inherited_fields=inherited_fields(record),
         entry_count=record.entry_count,
         size_bytes=record.size_bytes,
         hit_count=record.hit_count,
@@ -169,8 +116,7 @@ def from_category(cache: str, record: CategoryRecord, *, shift: ShiftRecord | No
         create_time=to_timestamp(record.create_ms),
         etag=str(record.version),
     )
-    if policy.ttl_ms is not None:
-        category.ttl.CopyFrom(to_duration(policy.ttl_ms))
+    set_policy(category, record.policy)
     if shift is not None:
         category.shift.CopyFrom(from_shift(shift))
     return category
@@ -238,17 +184,6 @@ def from_encoder(cache: str, record: EncoderRecord, *, code_bits: int) -> pb.Enc
     )
 
 
-def to_min_probability(category: pb.Category) -> float:
-    """The probability at which a verifier consents. Raises: InvalidRequestError."""
-    if not 0 < category.min_probability <= 1:  # nor NaN
-        raise InvalidRequestError(
-            f"min_probability must be in (0, 1], is {category.min_probability}",
-            reason="INVALID_PROBABILITY",
-            field="min_probability",
-        )
-    return category.min_probability
-
-
 def from_verifier(cache: str, record: VerifierRecord) -> pb.Verifier:
     """A verifier."""
     return pb.Verifier(
@@ -288,26 +223,3 @@ def from_job(cache: str, record: JobRecord) -> pb.Job:
     if record.end_ms is not None:
         job.end_time.CopyFrom(to_timestamp(record.end_ms))
     return job
-
-
-def _policy_values(category: pb.Category, fields: Sequence[str]) -> dict[str, Any]:
-    for field in ("max_entries", "max_bytes"):
-        if getattr(category, field) < 0:
-            raise InvalidRequestError(
-                f"{field} must not be negative, is {getattr(category, field)}",
-                reason="INVALID_QUOTA",
-                field=field,
-            )
-    if category.eviction not in _EVICTIONS:
-        raise InvalidRequestError(f"unknown eviction {category.eviction}", reason="UNKNOWN_VALUE")
-    values = {
-        "threshold": check_threshold(category.threshold) if category.HasField("threshold") else None,
-        "ttl": to_ttl(category.ttl) if category.HasField("ttl") else None,
-        "ttl_mode": to_ttl_mode(category.ttl_mode) or "absolute",
-        "max_entries": category.max_entries,
-        "max_bytes": category.max_bytes,
-        "eviction": _EVICTIONS[category.eviction],
-        "shadow": category.shadow,
-        "min_probability": to_min_probability(category) if category.HasField("min_probability") else None,
-    }
-    return {_POLICY_COLUMNS.get(field, field): values[field] for field in fields}

@@ -11,6 +11,7 @@ ServiceError
 ├── StoreUnavailableError   UNAVAILABLE          the database cannot be reached; nothing was stored
 │   └── StoreFullError      UNAVAILABLE          its disk is full; nothing was stored
 ├── EmbedderUnavailableError UNAVAILABLE         no embedder, or it does not answer
+├── DamagedPolicyError      DATA_LOSS            the stored policy of a category cannot be read
 ├── NotCaughtUpError        UNAVAILABLE          `min_seq` was not reached in time
 └── DeadlineError           DEADLINE_EXCEEDED    the caller's deadline passed; a write may still happen
 
@@ -101,6 +102,16 @@ class EmbedderUnavailableError(ServiceError):
 
     status = grpc.StatusCode.UNAVAILABLE
     default_reason = "EMBEDDER_UNAVAILABLE"
+
+
+class DamagedPolicyError(ServiceError):
+    """What the store keeps of a category's policy cannot hold; none of the cache's categories is guessed."""
+
+    status = grpc.StatusCode.DATA_LOSS
+    default_reason = "POLICY_DAMAGED"
+
+    def __init__(self, category: str, problem: str) -> None:
+        super().__init__(f"the policy of category {category} {problem}", category=category)
 
 
 class NotCaughtUpError(ServiceError):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, literal_column, select
 
 from service.tables import entries
 
@@ -10,9 +10,24 @@ from service.tables import entries
 _ORDERS = {
     "lru": (entries.c.access_ms, entries.c.id),
     "lfu": (entries.c.access_count, entries.c.access_ms, entries.c.id),
+    "fifo": (entries.c.id,),
+    "cost": (entries.c.worth, entries.c.access_ms, entries.c.id),
 }
 POLICIES = tuple(_ORDERS)
 _PAGE = 256
+
+
+def worth(cost: float, *, access_count: int, size_bytes: int) -> float:
+    """What a byte of an entry spares, in the caller's unit of cost; 0 where the cost is not known."""
+    return cost * (access_count + 1) / size_bytes
+
+
+def worth_column(
+    *, access_count: Any = entries.c.access_count, size_bytes: Any = entries.c.size_bytes
+) -> Any:
+    """The same as a SQL expression, for the column `worth`: what changes count or size sets it too."""
+    # No bound value: statements of many rows bind their columns alone.
+    return entries.c.cost * (access_count + literal_column("1")) / size_bytes
 
 
 def rows_in_order(category_id: int, *, eviction: str) -> Select[Any]:

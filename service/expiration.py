@@ -1,12 +1,22 @@
-"""Lifetimes: an entry is live while now < expire time."""
+"""Lifetimes: an entry is live while now < expire time, and from its refresh time on it may be stale."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import Select, select
 
-from service.records import NewEntry, Policy
+from service.policy import Policy
+from service.records import NewEntry
 from service.tables import NEVER_MS, entries
+
+
+class Freshness(Enum):
+    """What a lookup may do with a live entry: serve it, serve it and ask for a new one, or not serve it."""
+
+    FRESH = "fresh"
+    DUE = "due"
+    STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +44,29 @@ def lifetime(item: NewEntry, policy: Policy, *, now_ms: int) -> Lifetime:
     return Lifetime(
         ttl_ms=ttl_ms, ttl_mode=item.ttl_mode or policy.ttl_mode, create_ms=create_ms, expire_ms=expire_ms
     )
+
+
+def freshness(
+    create_ms: int | None, policy: Policy, *, now_ms: int, max_age_ms: int | None = None
+) -> Freshness:
+    """How an entry stands to its category's refresh time and to the age that a caller accepts (ms; None:
+    any).
+
+    create_ms: None where it is not known: then it is older than whatever is asked for. A caller may only be
+    stricter: what is too old for it is stale, whatever the category would serve.
+    """
+    if max_age_ms is not None and (create_ms is None or now_ms - create_ms > max_age_ms):
+        return Freshness.STALE
+    if policy.refresh_after_ms is None:
+        return Freshness.FRESH
+    if create_ms is not None and now_ms - create_ms < policy.refresh_after_ms:
+        return Freshness.FRESH
+    return Freshness.DUE if policy.stale_while_revalidate else Freshness.STALE
+
+
+def refresh_time(create_ms: int, expire_ms: int, refresh_after_ms: int | None) -> int | None:
+    """When an entry is due for a refresh; no later than it expires. None: never."""
+    return None if refresh_after_ms is None else min(create_ms + refresh_after_ms, expire_ms)
 
 
 def extended(ttl_mode: str, ttl_ms: int | None, expire_ms: int, *, access_ms: int) -> int | None:

@@ -12,7 +12,7 @@ from index.requests import Changes
 from index.rows import Rows, SegmentKey
 from service.coding import STORED_DTYPE, vectors_of
 from service.keys import scope_key, split_key
-from service.payload import pack_payload
+from service.payload import Facts, pack_payload
 from service.records import CacheRecord, EntryRecord, Operation
 from service.rows import read_cache_by_id, read_entries_by_id
 from service.tables import caches, changes
@@ -137,7 +137,13 @@ def _rows(cache: CacheRecord, records: Sequence[EntryRecord]) -> Rows:
         fingerprints=fingerprints,
         expire_times=np.array([record.expire_ms for record in records], dtype=np.int64),
         payloads=[
-            pack_payload(record.name, record.content_type, record.response, text=record.text)
+            pack_payload(
+                record.name,
+                record.content_type,
+                record.response,
+                text=record.text,
+                facts=Facts(record.create_ms, record.demote_ms is not None),
+            )
             for record in records
         ],
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import admit
 from service.application import Application
 from service.coding import code_rows, to_stored
 from service.convert import StoreItem
@@ -20,7 +22,7 @@ from service.store import import_entries, store_entries
 def submit_stores(
     app: Application, replica: CacheReplica, items: Sequence[StoreItem], *, timeout_seconds: float
 ) -> "tuple[list[NewEntry], Future[list[StoredEntry]]]":
-    """Queue entries of one cache, all or none of which are stored.
+    """Queue entries of one cache; all that their categories admit are stored, or none.
 
     Raises:
         NotFoundError, InvalidRequestError: one of them is wrong; none is queued.
@@ -29,7 +31,10 @@ def submit_stores(
     """
     rows = new_entries(app, replica, items, timeout_seconds=timeout_seconds)
     cache_id = replica.state.record.id
-    return rows, app.writer.submit(cache_id, lambda tx: store_entries(tx, rows), row_count=len(rows))
+    admitted = partial(admit, sightings=app.sightings)
+    return rows, app.writer.submit(
+        cache_id, lambda tx: store_entries(tx, rows, admit=admitted), row_count=len(rows)
+    )
 
 
 def submit_imports(

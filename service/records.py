@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.policy import OwnPolicy, Policy
 from service.tables import NEVER_MS
 
 
@@ -50,29 +51,16 @@ class CacheRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What an operator sets of a category. `threshold` is a cosine distance; 0 in a limit means none.
-
-    min_probability: in (0, 1], at which a verifier consents to a hit; None: none is asked.
-    """
-
-    threshold: float = 0.10
-    min_probability: float | None = None
-    ttl_ms: int | None = None
-    ttl_mode: str = "absolute"  # | "sliding"
-    max_entries: int = 0
-    max_bytes: int = 0
-    eviction: str = "lru"  # | "lfu"
-    shadow: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CategoryRecord:
-    """One row of `categories`."""
+    """One row of `categories`. policy: what holds, own_policy: what it sets itself. parent: name of the
+    category that it inherits from; empty: none."""
 
     id: int
     cache_id: int
     name: str
+    parent_id: int | None
+    parent: str
+    own_policy: OwnPolicy
     policy: Policy
     entry_count: int
     size_bytes: int
@@ -106,7 +94,6 @@ class NewEntry:
     labels: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     source: str = ""
-    model: str = ""
     modality: str = "text"
     embedder_id: str = ""
     vector: NDArray[np.float16]
@@ -114,6 +101,9 @@ class NewEntry:
     coding: Coding | None = None
     response: bytes = b""
     content_type: str = ""
+    cost: float = 0.0  # of computing the response, in the caller's unit; 0: not known
+    model: str = ""
+    completion: str = "complete"  # | "truncated" | "failed"
     ttl_ms: int | None = None
     ttl_mode: str | None = None
     create_ms: int | None = None
@@ -130,7 +120,8 @@ class NewEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEntry:
-    """What a store answers for one entry."""
+    """What a store answers for one entry. admission: of `admission`; an entry that was not admitted has no
+    name."""
 
     name: str
     seq: int
@@ -139,6 +130,7 @@ class StoredEntry:
     ttl_ms: int | None
     ttl_mode: str
     evicted_count: int = 0
+    admission: str = "stored"
 
 
 PAIR_LABELS = {"right": 1, "wrong": 0}
@@ -166,13 +158,15 @@ class EntryRecord:
     text: str
     labels: tuple[str, ...]
     source: str
-    model: str
     modality: str
     embedder_id: str
     vector: bytes
     code: bytes | None
     label_code: bytes | None
     encoder_id: str | None
+    cost: float
+    model: str
+    demote_ms: int | None
     ttl_ms: int | None
     ttl_mode: str
     create_ms: int
@@ -249,6 +243,21 @@ class ShiftRecord:
         if self.alarm_ms is not None:
             return "alarm"
         return "learning" if self.reference is None else "watching"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChangeRecord:
+    """One row of `policy_changes`, less its cache."""
+
+    id: int
+    category: str
+    category_id: int
+    version: int
+    create_ms: int
+    operation: str  # create | update | delete
+    before: str
+    after: str
+    principal: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

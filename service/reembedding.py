@@ -18,6 +18,7 @@ from service.database import execute_many, reading, writing
 from service.embedder_migration import changing_space
 from service.embedding import DEFAULT_MODALITY
 from service.errors import PreconditionError
+from service.eviction import worth_column
 from service.learned_rows import id_chunks
 from service.patient_embedding import EmbedTexts, PatientEmbedding
 from service.records import CacheRecord, ModalitySpec, Operation
@@ -38,6 +39,7 @@ _MOVE = (
         code=null(),
         encoder_id=null(),
         size_bytes=entries.c.size_bytes + bindparam("added_bytes"),
+        worth=worth_column(size_bytes=entries.c.size_bytes + bindparam("added_bytes")),
     )
 )
 

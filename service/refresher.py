@@ -16,7 +16,7 @@ from service.accesses import AccessLog
 from service.compaction import Compactor
 from service.config import Config
 from service.database import reading, writing
-from service.errors import NotFoundError, ServiceError, StoreUnavailableError
+from service.errors import DamagedPolicyError, NotFoundError, ServiceError, StoreUnavailableError
 from service.feed import prune_changes
 from service.keys import cache_name
 from service.replica import CacheReplica, read_versions
@@ -94,8 +94,8 @@ class Replicas:
             try:
                 replica.open_new_generation()
                 replica.remove_dropped_generations()
-            except NotFoundError:
-                continue  # the cache was deleted
+            except (NotFoundError, DamagedPolicyError):
+                continue  # the cache was deleted, or cannot be followed, which is logged
             except OSError as error:
                 logger.error("files of forgotten rows cannot be removed: %s", error)
 

@@ -1,4 +1,4 @@
-"""Mutations of what an operator sets: caches, categories, encoders. Each runs in a writer's transaction."""
+"""Mutations of what an operator sets: caches and encoders. Each runs in a writer's transaction."""
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,16 +22,14 @@ from service.errors import (
 )
 from service.keys import MODALITY_PATTERN, cache_name, check_id, child_name
 from service.learned_rows import LearnedRow, keep_learned, refuse_forgotten
-from service.records import CacheRecord, CategoryRecord, EncoderRecord, ModalitySpec, Policy
+from service.records import CacheRecord, EncoderRecord, ModalitySpec
 from service.rows import (
     active_encoder_id,
     read_cache,
-    read_category,
     read_encoder,
-    read_verifiers,
     read_weights,
 )
-from service.tables import caches, calibrations, categories, class_codes, encoders, entries, learned_by
+from service.tables import caches, calibrations, class_codes, encoders, entries, learned_by
 
 ACTIVE, CANDIDATE, RETIRED, REJECTED = "active", "candidate", "retired", "rejected"
 DESTROYED = "destroyed"  # it had learned rows that were forgotten: nothing but its lineage is kept
@@ -63,7 +61,7 @@ def create_cache(
         "create_ms": now_ms,
         "version": 1,
     }
-    _insert_new(connection, insert(caches).values(**values), cache_name(name), "CACHE_EXISTS")
+    insert_new(connection, insert(caches).values(**values), cache_name(name), "CACHE_EXISTS")
     return read_cache(connection, name)
 
 
@@ -88,7 +86,7 @@ def check_cache_settings(modalities: Mapping[str, ModalitySpec], *, code_bits: i
 
 def update_cache(connection: Connection, name: str, *, etag: str, description: str) -> CacheRecord:
     """Change the description. Raises: NotFoundError, ConflictError."""
-    cache = _lock_named(connection, name)
+    cache = lock_named(connection, name)
     check_etag(cache.version, etag, name=cache_name(name))
     changed = {"description": description, "version": caches.c.version + 1}
     connection.execute(update(caches).where(caches.c.id == cache.id).values(**changed))
@@ -97,63 +95,9 @@ def update_cache(connection: Connection, name: str, *, etag: str, description: s
 
 def delete_cache(connection: Connection, name: str, *, etag: str) -> None:
     """Delete a cache with all it holds. Raises: NotFoundError, ConflictError."""
-    cache = _lock_named(connection, name)
+    cache = lock_named(connection, name)
     check_etag(cache.version, etag, name=cache_name(name))
     connection.execute(delete(caches).where(caches.c.id == cache.id))
-
-
-def create_category(
-    connection: Connection, cache: str, name: str, *, policy: Policy, now_ms: int
-) -> CategoryRecord:
-    """Create a category.
-
-    Raises:
-        NotFoundError: no such cache.
-        AlreadyExistsError: the name is taken.
-        PreconditionError: it asks for consent, and no verifier is active.
-    """
-    owner = _lock_named(connection, cache)
-    _check_consent(connection, owner, policy.min_probability)
-    values = {
-        "cache_id": owner.id,
-        "name": name,
-        "entry_count": 0,
-        "size_bytes": 0,
-        "hit_count": 0,
-        "miss_count": 0,
-        "shadow_hit_count": 0,
-        "bypass_count": 0,
-        "create_ms": now_ms,
-        "version": 1,
-        **asdict(policy),
-    }
-    full_name = child_name(cache, "categories", name)
-    _insert_new(connection, insert(categories).values(**values), full_name, "CATEGORY_EXISTS")
-    bump_config(connection, owner.id)
-    return read_category(connection, owner, name)
-
-
-def update_category(
-    connection: Connection, cache: str, name: str, *, etag: str, changed: Mapping[str, Any]
-) -> CategoryRecord:
-    """Change fields of the policy. Raises: NotFoundError, ConflictError, PreconditionError as above."""
-    owner = _lock_named(connection, cache)
-    category = read_category(connection, owner, name)
-    check_etag(category.version, etag, name=child_name(cache, "categories", name))
-    _check_consent(connection, owner, changed.get("min_probability"))
-    values = {**changed, "version": categories.c.version + 1}
-    connection.execute(update(categories).where(categories.c.id == category.id).values(**values))
-    bump_config(connection, owner.id)
-    return read_category(connection, owner, name)
-
-
-def delete_category(connection: Connection, cache: str, name: str, *, etag: str) -> None:
-    """Delete a category with its entries. Raises: NotFoundError, ConflictError."""
-    owner = _lock_named(connection, cache)
-    category = read_category(connection, owner, name)
-    check_etag(category.version, etag, name=child_name(cache, "categories", name))
-    connection.execute(delete(categories).where(categories.c.id == category.id))
-    bump_config(connection, owner.id)
 
 
 def register_encoder(
@@ -327,6 +271,22 @@ def lock_cache(connection: Connection, cache_id: int) -> CacheRecord:
     return read_cache(connection, name)
 
 
+def lock_named(connection: Connection, name: str) -> CacheRecord:
+    """Lock a cache as `lock_cache` does. Raises: NotFoundError."""
+    # Before its categories, as every transaction locks them: otherwise two replicas wait for each other.
+    connection.execute(select(caches.c.id).where(caches.c.name == name).with_for_update())
+    return read_cache(connection, name)
+
+
+def insert_new(connection: Connection, statement: Any, name: str, reason: str) -> None:
+    """Insert a row whose name must be free. Raises: AlreadyExistsError."""
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError as error:
+        raise AlreadyExistsError(f"{name} exists already", reason=reason) from error
+
+
 def lock_still_active(connection: Connection, cache_id: int, encoder_id: str) -> CacheRecord:
     """Lock a cache for what this encoder taught. Raises: PreconditionError where another is active."""
     cache = lock_cache(connection, cache_id)
@@ -360,31 +320,6 @@ def _trust(connection: Connection, cache_id: int, encoder_id: str, others: set[s
             for query, segment in pairs
         ],
     )
-
-
-def _insert_new(connection: Connection, statement: Any, name: str, reason: str) -> None:
-    try:
-        with connection.begin_nested():
-            connection.execute(statement)
-    except IntegrityError as error:
-        raise AlreadyExistsError(f"{name} exists already", reason=reason) from error
-
-
-def _lock_named(connection: Connection, name: str) -> CacheRecord:
-    # Before its categories, as every transaction locks them: otherwise two replicas wait for each other.
-    connection.execute(select(caches.c.id).where(caches.c.name == name).with_for_update())
-    return read_cache(connection, name)
-
-
-def _check_consent(connection: Connection, cache: CacheRecord, min_probability: float | None) -> None:
-    if min_probability is None:
-        return
-    if all(verifier.state != ACTIVE for verifier in read_verifiers(connection, cache.id)):
-        raise PreconditionError(
-            f"min_probability asks for a verifier's consent, and {cache_name(cache.name)} has no active one:"
-            " train one with `nearhit train-verifier --activate`",
-            reason="NO_ACTIVE_VERIFIER",
-        )
 
 
 def _check_live_encoders(connection: Connection, cache: CacheRecord, encoder_id: str, *, most: int) -> None:

@@ -16,7 +16,7 @@ from index.rows import Rows, SegmentKey
 from service.coding import STORED_DTYPE, vectors_of
 from service.feed import to_rows
 from service.keys import scope_key
-from service.payload import pack_payload
+from service.payload import Facts, pack_payload
 from service.records import CacheRecord
 from service.rows import read_entries_by_id
 from service.tables import entries, responses
@@ -26,7 +26,7 @@ _INDEX_COLUMNS = [
     entries.c[name]
     for name in (
         *("id", "category_id", "modality", "encoder_id", "name", "scope", "fingerprint_key", "text"),
-        *("vector", "code", "label_code", "expire_ms"),
+        *("vector", "code", "label_code", "expire_ms", "create_ms", "demote_ms"),
     )
 ] + [responses.c.body, responses.c.content_type]
 
@@ -78,7 +78,7 @@ def _segment_rows(cache: CacheRecord, key: SegmentKey, found: Sequence[Row[Any]]
     if not np.isfinite(vectors).all():
         return None
     label_codes[label_mask] = labelled
-    served = (columns[name] for name in ("name", "content_type", "body", "text"))
+    served = (columns[name] for name in ("name", "content_type", "body", "text", "create_ms", "demote_ms"))
     return Rows(
         entry_ids=np.array(columns["id"], dtype=np.int64),
         vectors=vectors,
@@ -89,8 +89,10 @@ def _segment_rows(cache: CacheRecord, key: SegmentKey, found: Sequence[Row[Any]]
         fingerprints=_as_words(keys, word_count=2),
         expire_times=expire_times,
         payloads=[
-            pack_payload(name, content_type, response, text=text)
-            for name, content_type, response, text in zip(*served, strict=True)
+            pack_payload(
+                name, content_type, response, text=text, facts=Facts(create_ms, demote_ms is not None)
+            )
+            for name, content_type, response, text, create_ms, demote_ms in zip(*served, strict=True)
         ],
     )
 

@@ -1,6 +1,6 @@
 """Reads of the store: rows to records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from service.errors import NotFoundError, PreconditionError
 from service.keys import cache_name, child_name
+from service.policy import OwnPolicy, chain_of, load_own, resolve
 from service.records import (
     CacheRecord,
     CategoryRecord,
@@ -15,7 +16,6 @@ from service.records import (
     EntryRecord,
     JobRecord,
     ModalitySpec,
-    Policy,
     VerifierRecord,
 )
 from service.tables import caches, categories, encoders, entries, entry_tags, jobs, responses, verifiers
@@ -28,7 +28,6 @@ _ENTRY_COLUMNS = [
 ] + [entries.c.labels]
 _ENCODER_COLUMNS = [encoders.c[name] for name in EncoderRecord.__dataclass_fields__]
 _VERIFIER_COLUMNS = [verifiers.c[name] for name in VerifierRecord.__dataclass_fields__]
-_POLICY_COLUMNS = tuple(Policy.__dataclass_fields__)
 
 
 def read_caches(connection: Connection) -> list[CacheRecord]:
@@ -62,14 +61,18 @@ def active_encoder_id(cache: CacheRecord) -> str:
 
 
 def read_categories(connection: Connection, cache_id: int) -> list[CategoryRecord]:
-    """A cache's categories by name."""
+    """A cache's categories by name. Raises: DamagedPolicyError."""
     query = select(categories).where(categories.c.cache_id == cache_id).order_by(categories.c.name)
-    return [_category(row) for row in connection.execute(query)]
+    rows = connection.execute(query).all()
+    names = {row.id: row.name for row in rows}
+    parents = {row.id: row.parent_id for row in rows}
+    own = {row.id: load_own(row.policy, category=row.name) for row in rows}
+    return [_category(row, names=names, parents=parents, own=own) for row in rows]
 
 
-def category_names(connection: Connection, cache_id: int) -> dict[int, str]:
-    """The names of a cache's categories by row id; read after entries it names the category of each."""
-    return {record.id: record.name for record in read_categories(connection, cache_id)}
+def categories_by_id(connection: Connection, cache_id: int) -> dict[int, CategoryRecord]:
+    """A cache's categories by row id; read after entries it has the category of each."""
+    return {record.id: record for record in read_categories(connection, cache_id)}
 
 
 def read_category(connection: Connection, cache: CacheRecord, name: str) -> CategoryRecord:
@@ -256,10 +259,21 @@ def _cache(row: Row[Any]) -> CacheRecord:
     return CacheRecord(**values)
 
 
-def _category(row: Row[Any]) -> CategoryRecord:
-    values = dict(row._mapping)
-    policy = Policy(**{name: values.pop(name) for name in _POLICY_COLUMNS})
-    return CategoryRecord(policy=policy, **values)
+def _category(
+    row: Row[Any],
+    *,
+    names: Mapping[int, str],
+    parents: Mapping[int, int | None],
+    own: Mapping[int, OwnPolicy],
+) -> CategoryRecord:
+    chain = chain_of(parents, row.id)
+    values = {name: value for name, value in row._mapping.items() if name != "policy"}
+    return CategoryRecord(
+        parent=names[chain[1]] if len(chain) > 1 else "",
+        own_policy=own[row.id],
+        policy=resolve(own[up] for up in chain),
+        **values,
+    )
 
 
 def _entry(row: Row[Any], tags: tuple[str, ...]) -> EntryRecord:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, insert, select, update
 
 from service.records import CategoryRecord, ShiftRecord
 from service.registry import lock_cache
+from service.rows import read_categories
 from service.tables import caches, categories, shift_monitors
 from service.transaction import ID_CHUNK
 
@@ -37,7 +38,6 @@ def read_watched(connection: Connection, category_ids: Sequence[int]) -> dict[in
         categories.c.cache_id,
         caches.c.name.label("cache"),
         categories.c.name,
-        categories.c.threshold,
         categories.c.entry_count,
         shift_monitors.c.version,
     ).join_from(categories, caches, caches.c.id == categories.c.cache_id)
@@ -45,8 +45,15 @@ def read_watched(connection: Connection, category_ids: Sequence[int]) -> dict[in
     found: dict[int, WatchedCategory] = {}
     for start in range(0, len(category_ids), ID_CHUNK):
         chosen = query.where(categories.c.id.in_(category_ids[start : start + ID_CHUNK]))
-        for row in connection.execute(chosen):
-            found[row.id] = WatchedCategory(**{**row._mapping, "version": row.version or 0})
+        rows = connection.execute(chosen).all()
+        policies = {
+            category.id: category.policy
+            for cache_id in {row.cache_id for row in rows}
+            for category in read_categories(connection, cache_id)
+        }
+        for row in rows:
+            values = {**row._mapping, "version": row.version or 0, "threshold": policies[row.id].threshold}
+            found[row.id] = WatchedCategory(**values)
     return found
 
 

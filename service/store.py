@@ -2,15 +2,17 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
 from service import expiration, quota
 from service.accesses import Accesses
+from service.admission import Admission, Admit
 from service.coding import from_stored, vectors_of
 from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from service.eviction import worth, worth_column
 from service.keys import child_name, fingerprint_key
 from service.learned_rows import is_forgotten
 from service.records import NewEntry, Operation, RecordedVerdict, Selection, StoredEntry
@@ -22,19 +24,24 @@ from service.transaction import ID_CHUNK, CacheTransaction
 DISTANCE_TOLERANCE = 5e-3
 """Of a cosine distance between float16 vectors and the one that an index told, whose rows may be int8."""
 
+_NOTHING_STORED = StoredEntry(name="", seq=0, create_ms=0, expire_ms=0, ttl_ms=None, ttl_mode="")
+
 _ADD_HITS = (
     update(entries)
     .where(entries.c.id == bindparam("row_id"))
     .values(
         access_count=entries.c.access_count + bindparam("hits"),
+        worth=worth_column(access_count=entries.c.access_count + bindparam("hits")),
         access_ms=bindparam("last_ms"),
         expire_ms=bindparam("later_ms"),
     )
 )
 
 
-def store_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[StoredEntry]:
-    """Store all of `items`, or none.
+def store_entries(
+    tx: CacheTransaction, items: Sequence[NewEntry], *, admit: Admit | None = None
+) -> list[StoredEntry]:
+    """Store all of `items` that are admitted, or none. admit: None: all are.
 
     Raises:
         AlreadyExistsError: an id is taken.
@@ -43,6 +50,8 @@ def store_entries(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[Store
         NotFoundError: a category is gone.
     """
     answers = _earlier_answers(tx, items)
+    if admit is not None:
+        _turn_away(tx, items, answers, admit)
     fresh = [i for i in range(len(items)) if answers[i] is None]
     for chunk in _chunks(tx, [items[i] for i in fresh]):
         stored = _store_chunk(tx, chunk)
@@ -137,7 +146,8 @@ def record_feedback(
     tx: CacheTransaction, values: dict[str, Any], *, query_modality: str = "", query_space: str = ""
 ) -> RecordedVerdict:
     """Keep a verdict, unless the same lookup had one already; its query only as half of a pair: the entry is
-    there, of the same embedder, is not the query itself, and as far from it as the lookup found.
+    there, of the same embedder, is not the query itself, and as far from it as the lookup found. A wrong
+    answer is demoted or removed where the category's policy says so; a right one is demoted no longer.
 
     values: columns of `feedback`. query_modality: that was judged; empty: no query was given. query_space: of
     `query_vector`, where that is given (`spaces`).
@@ -145,7 +155,7 @@ def record_feedback(
         NotFoundError: the category is gone, or the entry was forgotten.
         InvalidRequestError: the query is of another modality than the entry.
     """
-    tx.category(values["category_id"])
+    category = tx.category(values["category_id"])
     if is_forgotten(tx.connection, tx.cache_id, values["entry_id"]):
         raise NotFoundError("the entry of this lookup was forgotten", reason="ENTRY_NOT_FOUND")
     known = select(feedback.c.id).where(
@@ -172,7 +182,25 @@ def record_feedback(
         ):
             values = {**values, "query_vector": None}
     tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
+    _act_on_verdict(tx, values["entry_id"], values["verdict"], on_wrong=category.policy.on_wrong)
     return RecordedVerdict(is_first=True, query_kept=values.get("query_vector") is not None)
+
+
+def _act_on_verdict(tx: CacheTransaction, row_id: int, verdict: str, *, on_wrong: str) -> None:
+    if verdict == "wrong" and on_wrong == "remove":
+        tx.delete([row_id])
+    elif verdict == "wrong" and on_wrong == "demote":
+        _set_demoted(tx, row_id, tx.now_ms)
+    elif verdict == "right":
+        _set_demoted(tx, row_id, None)
+
+
+def _set_demoted(tx: CacheTransaction, row_id: int, demote_ms: int | None) -> None:
+    """Demote an entry, or no longer; followers read the row again where that changes something."""
+    differs = entries.c.demote_ms.is_not(None) if demote_ms is None else entries.c.demote_ms.is_(None)
+    row = and_(entries.c.cache_id == tx.cache_id, entries.c.id == row_id, differs)
+    if tx.connection.execute(update(entries).where(row).values(demote_ms=demote_ms)).rowcount:
+        tx.record(Operation.UPSERT, [row_id])
 
 
 def _is_so_far(query: bytes, vector: bytes, distance: float) -> bool:
@@ -209,6 +237,23 @@ def _earlier_answers(tx: CacheTransaction, items: Sequence[NewEntry]) -> list[St
             )
         answers.append(StoredEntry(**row.answer) if row is not None else None)
     return answers
+
+
+def _turn_away(
+    tx: CacheTransaction, items: Sequence[NewEntry], answers: list[StoredEntry | None], admit: Admit
+) -> None:
+    """Answer the items that are not admitted; a repeat of the same request gets the same answer."""
+    refused: list[tuple[NewEntry, StoredEntry]] = []
+    for i, item in enumerate(items):
+        if answers[i] is not None:
+            continue
+        admission = admit(tx.category(item.category_id).policy, item)
+        if admission is not Admission.STORED:
+            answer = replace(_NOTHING_STORED, admission=admission.value)
+            answers[i] = answer
+            refused.append((item, answer))
+    if refused:
+        _keep_answers(tx, [item for item, _ in refused], [answer for _, answer in refused])
 
 
 def _chunks(tx: CacheTransaction, items: Sequence[NewEntry]) -> Iterable[list[NewEntry]]:
@@ -353,6 +398,8 @@ def entry_columns(
         "access_ms": create_times,
         "access_count": [0] * len(items),
         "size_bytes": [item.size_bytes for item in items],
+        "cost": [item.cost for item in items],
+        "worth": [worth(item.cost, access_count=0, size_bytes=item.size_bytes) for item in items],
         "seq": range(tx.seq + 1, tx.seq + 1 + len(items)),
     }
 

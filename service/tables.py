@@ -75,14 +75,8 @@ categories = Table(
     _row_id(),
     _cache_ref(),
     Column("name", String(63), nullable=False),
-    Column("threshold", Float(53), nullable=False),  # cosine distance
-    Column("min_probability", Float(53)),  # at which a verifier consents to a hit; None: it is not asked
-    Column("ttl_ms", BigInteger),
-    Column("ttl_mode", String(8), nullable=False),
-    Column("max_entries", BigInteger, nullable=False),  # 0: no limit
-    Column("max_bytes", BigInteger, nullable=False),  # 0: no limit
-    Column("eviction", String(8), nullable=False),
-    Column("shadow", Boolean, nullable=False),
+    Column("policy", Text, nullable=False, server_default="{}"),  # what it sets itself: policy.dump_own
+    Column("parent_id", RowId),  # the category that the rest is inherited from; None: there is none
     Column("entry_count", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("hit_count", BigInteger, nullable=False),
@@ -109,7 +103,6 @@ entries = Table(
     Column("labels", JSON, nullable=False),
     Column("has_labels", Boolean, nullable=False),
     Column("source", Text, nullable=False),
-    Column("model", Text, nullable=False, server_default=text("''")),  # which made the response
     Column("modality", String(32), nullable=False),  # the space, a key of the cache's modalities
     Column("embedder_id", Text, nullable=False),
     Column("vector", LargeBinary, nullable=False),  # float16 little-endian, L2-normalised before rounding
@@ -124,11 +117,17 @@ entries = Table(
     Column("access_count", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),
+    Column("cost", Float(53), nullable=False, server_default="0"),  # of computing the response; 0: not known
+    Column("worth", Float(53), nullable=False, server_default="0"),  # eviction.worth of it, written with hits
+    Column("model", Text, nullable=False, server_default=text("''")),  # which made the response
+    Column("demote_ms", BigInteger),  # since then it is no hit by distance; None: it is
     UniqueConstraint("cache_id", "name"),
     Index(None, "category_id", "fingerprint_key"),
     Index(None, "category_id", "expire_ms"),
     Index(None, "category_id", "access_ms"),
     Index(None, "category_id", "access_count", "access_ms"),
+    Index(None, "category_id", "worth", "access_ms"),
+    Index(None, "category_id", "id"),
     Index(None, "cache_id", "seq"),
     Index(None, "cache_id", "id"),  # scans of one cache in pages
     # What an update would learn, among however many entries without labels.
@@ -313,6 +312,26 @@ shift_monitors = Table(
     Column("alarm", Text),
     Column("alarm_ms", BigInteger),  # None: there is none, or it was acknowledged
     Column("update_ms", BigInteger, nullable=False),
+)
+
+# What became of categories' policies, also after the category is gone: its id is no reference.
+policy_changes = Table(
+    "policy_changes",
+    metadata,
+    _row_id(),
+    _cache_ref(),
+    Column("category_id", RowId, nullable=False),
+    Column("category", String(63), nullable=False),  # its name
+    Column("version", BigInteger, nullable=False),  # the etag after it; of a deletion, before it
+    Column("create_ms", BigInteger, nullable=False),
+    Column("operation", String(8), nullable=False),  # create | update | delete
+    Column(
+        "before", Text, nullable=False
+    ),  # as `policy` of categories, with the parent; empty: there was none
+    Column("after", Text, nullable=False),
+    Column("principal", Text, nullable=False),  # who; empty: not known
+    Index(None, "cache_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 jobs = Table(

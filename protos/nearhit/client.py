@@ -80,11 +80,12 @@ class Client:
         fingerprint: str = "",
         mode: cache_pb.LookupMode = cache_pb.LOOKUP_MODE_SERVE,
         threshold: float | None = None,
+        max_age: timedelta | None = None,
         min_seq: int = 0,
         lease: timedelta | None = None,
         wait: timedelta | None = None,
     ) -> cache_pb.LookupResponse:
-        """Look up the answer to one question; embedding: float [dim].
+        """Look up the answer to one question; embedding: float [dim], max_age: of the entry that answers.
 
         Of a chat completion, `request_keys` says under what an answer may be reused:
 
@@ -108,6 +109,7 @@ class Client:
             fingerprint=fingerprint,
             mode=mode,
             threshold=threshold,
+            max_age=max_age,
             min_seq=min_seq,
             lease=lease,
             wait=wait,
@@ -135,10 +137,14 @@ class Client:
         ttl: timedelta | None = None,
         request_id: str = "",
         replace_entry: str = "",
+        cost: float = 0.0,
+        model: str = "",
+        completion: cache_pb.Completion = cache_pb.COMPLETION_COMPLETE,
         lease_token: str = "",
         **fields: Any,
     ) -> cache_pb.StoreResponse:
-        """Store one answer. `fields` are further fields of nearhit.v1.Entry, such as labels or tags."""
+        """Store one answer, if the category admits it: `admission` of the reply tells. `fields` are further
+        fields of nearhit.v1.Entry, such as labels or tags."""
         request = store_request(
             cache,
             category,
@@ -149,6 +155,9 @@ class Client:
             ttl=ttl,
             request_id=request_id,
             replace_entry=replace_entry,
+            cost=cost,
+            model=model,
+            completion=completion,
             lease_token=lease_token,
             **fields,
         )
@@ -352,10 +361,25 @@ class Client:
         return answer
 
     def create_category(
-        self, cache: str, category: str, *, ttl: timedelta | None = None, **policy: Any
+        self,
+        cache: str,
+        category: str,
+        *,
+        ttl: timedelta | None = None,
+        refresh_after: timedelta | None = None,
+        parent: str = "",
+        **policy: Any,
     ) -> pb.Category:
-        """Create a category; `policy` are fields of nearhit.v1.Category, such as threshold."""
-        message = pb.Category(ttl=_duration(ttl), **policy)
+        """Create a category; `policy` are fields of nearhit.v1.Category, such as threshold.
+
+        parent: id of the category that it inherits from what is not given here.
+        """
+        message = pb.Category(
+            parent=_category(cache, parent),
+            ttl=_duration(ttl),
+            refresh_after=_duration(refresh_after),
+            **policy,
+        )
         request = admin_pb.CreateCategoryRequest(
             parent=f"caches/{cache}", category_id=category, category=message
         )
@@ -369,22 +393,50 @@ class Client:
         *,
         ttl: timedelta | None = None,
         without_ttl: bool = False,
+        refresh_after: timedelta | None = None,
+        parent: str | None = None,
+        inherit: Sequence[str] = (),
         etag: str = "",
         **policy: Any,
     ) -> pb.Category:
-        """Change the given fields of a category's policy, and no other; None stands for a field's default,
-        `without_ttl` removes the ttl.
+        """Change the given fields of a category's policy, and no other.
 
-        Raises: ValueError: no field is given, or a ttl that is to be removed.
+        inherit: fields that are inherited from then on, at a category without a parent those that get their
+        defaults; None for one of `policy` and `without_ttl` for the ttl mean the same. parent: "" for none.
+        Raises: ValueError: no field is given, or one in two ways.
         """
-        fields = [*policy, *(["ttl"] if ttl is not None or without_ttl else [])]
-        if not fields or (ttl is not None and without_ttl):
-            raise ValueError("give fields of the policy to change, and ttl or without_ttl, not both")
-        name = f"caches/{cache}/categories/{category}"
-        message = pb.Category(name=name, etag=etag, ttl=_duration(ttl), **policy)
+        given = {
+            "ttl": ttl is not None,
+            "refresh_after": refresh_after is not None,
+            "parent": parent is not None,
+        }
+        fields = [*policy, *(field for field, is_given in given.items() if is_given), *inherit]
+        fields += ["ttl"] if without_ttl else []
+        if not fields or len(set(fields)) < len(fields):
+            raise ValueError(
+                "give fields of the policy to change, each once, and ttl or without_ttl, not both"
+            )
+        message = pb.Category(
+            name=_category(cache, category),
+            etag=etag,
+            parent=_category(cache, parent or ""),
+            ttl=_duration(ttl),
+            refresh_after=_duration(refresh_after),
+            **policy,
+        )
         request = admin_pb.UpdateCategoryRequest(category=message, update_mask=FieldMask(paths=fields))
         answer: pb.Category = self.call(self.admin.UpdateCategory, request)
         return answer
+
+    def list_policy_changes(self, cache: str, *, category: str = "") -> Iterator[admin_pb.PolicyChange]:
+        """Every change of a category's policy that is kept, or of all of a cache, newest first."""
+        request = admin_pb.ListPolicyChangesRequest(parent=_parent(cache, category), page_size=PAGE_SIZE)
+        while True:
+            page: admin_pb.ListPolicyChangesResponse = self.call(self.admin.ListPolicyChanges, request)
+            yield from page.changes
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def call(self, method: Callable[..., Any], request: Any) -> Any:
         """Call any method of the stubs with this client's time limit and errors."""
@@ -406,6 +458,7 @@ def lookup_request(
     fingerprint: str = "",
     mode: cache_pb.LookupMode = cache_pb.LOOKUP_MODE_SERVE,
     threshold: float | None = None,
+    max_age: timedelta | None = None,
     min_seq: int = 0,
     lease: timedelta | None = None,
     wait: timedelta | None = None,
@@ -418,6 +471,7 @@ def lookup_request(
         fingerprint=fingerprint,
         mode=mode,
         threshold=threshold,
+        max_age=_duration(max_age),
         min_seq=min_seq,
         lease=_duration(lease),
         wait=_duration(wait),
@@ -435,6 +489,7 @@ def store_request(
     ttl: timedelta | None = None,
     request_id: str = "",
     replace_entry: str = "",
+    completion: cache_pb.Completion = cache_pb.COMPLETION_COMPLETE,
     lease_token: str = "",
     **fields: Any,
 ) -> cache_pb.StoreRequest:
@@ -451,6 +506,7 @@ def store_request(
         ),
         request_id=request_id,
         replace_entry=f"caches/{cache}/entries/{replace_entry}" if replace_entry else "",
+        completion=completion,
         lease_token=lease_token,
     )
 
@@ -508,8 +564,12 @@ def _timestamp(time: datetime) -> Timestamp:
     return stamp
 
 
+def _category(cache: str, category: str) -> str:
+    return f"caches/{cache}/categories/{category}" if category else ""
+
+
 def _parent(cache: str, category: str) -> str:
-    return f"caches/{cache}/categories/{category}" if category else f"caches/{cache}"
+    return _category(cache, category) or f"caches/{cache}"
 
 
 def _view(*, full: bool) -> pb.EntryView:

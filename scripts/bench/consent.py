@@ -27,11 +27,11 @@ from scripts.server_process import write_config
 from service.accesses import AccessLog
 from service.application import clock_ms
 from service.cache import SemanticCache
+from service.categories import update_category
 from service.config import Config, load_config
 from service.database import open_engine, reading, writing
 from service.embedding import Input
 from service.finding import LookupQuery, LookupReason
-from service.registry import update_category
 from service.replica import CacheReplica
 from service.rows import read_cache
 from service.verifiers import activate_verifier, register_verifier
@@ -206,7 +206,7 @@ def _ask_for_consent(config: Config, questions: Questions, pairs: NDArray[np.int
 def _update_category(config: Config, **changed: float) -> None:
     engine = open_engine(config.store)
     with writing(engine) as connection:
-        update_category(connection, CACHE, CATEGORY, etag="", changed=changed)
+        update_category(connection, CACHE, CATEGORY, etag="", changed=changed, now_ms=clock_ms())
     engine.dispose()
 
 

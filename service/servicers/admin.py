@@ -10,14 +10,16 @@ from nearhit.v1 import resources_pb2 as pb
 from nearhit.v1.admin_service_pb2_grpc import AdminServiceServicer
 from sqlalchemy import Connection
 
+from service import categories, jobs, registry, store
 from service import convert_admin as convert
-from service import jobs, registry, store
 from service.application import Application, await_write, clock_ms, time_limit
 from service.convert import page_size
+from service.convert_policy import check_mask, from_policy_change, to_new_policy, to_policy_update
 from service.database import reading
 from service.errors import InvalidRequestError
-from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child
-from service.paging import page_of
+from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child, parse_parent
+from service.paging import make_token, page_of, read_row_token
+from service.policy_changes import read_changes
 from service.records import JobRecord, ShiftRecord, VerifierRecord
 from service.rows import (
     read_cache,
@@ -75,7 +77,7 @@ class AdminServicer(AdminServiceServicer):
     def UpdateCache(self, request: admin_pb.UpdateCacheRequest, context: grpc.ServicerContext) -> pb.Cache:
         """Change a cache's description."""
         name = parse_cache(request.cache.name)
-        convert.check_mask(request.update_mask, ("description",))
+        check_mask(request.update_mask, ("description",))
         description = convert.to_description(request.cache.description)
         record = self._write(
             lambda connection: registry.update_cache(
@@ -97,10 +99,10 @@ class AdminServicer(AdminServiceServicer):
         """Create a category."""
         cache = parse_cache(request.parent)
         name = check_id(request.category_id, NAME_PATTERN, field="category_id")
-        policy = convert.to_policy(request.category)
+        own, parent = to_new_policy(request.category, cache=cache)
         record = self._write(
-            lambda connection: registry.create_category(
-                connection, cache, name, policy=policy, now_ms=clock_ms()
+            lambda connection: categories.create_category(
+                connection, cache, name, own=own, parent=parent, now_ms=clock_ms()
             ),
             context,
         )
@@ -141,16 +143,24 @@ class AdminServicer(AdminServiceServicer):
     def UpdateCategory(
         self, request: admin_pb.UpdateCategoryRequest, context: grpc.ServicerContext
     ) -> pb.Category:
-        """Change a category's policy; a smaller quota evicts in the same transaction."""
+        """Change a category's policy; a smaller quota evicts in the same transaction, below the category
+        too."""
         cache, name = parse_child(request.category.name, "categories")
-        changed = convert.to_policy_changes(request.category, request.update_mask)
+        changed, parent = to_policy_update(request.category, request.update_mask, cache=cache)
         cache_id = self._app.replicas.get(cache).state.record.id
 
         def change(tx: CacheTransaction) -> pb.Category:
-            record = registry.update_category(
-                tx.connection, cache, name, etag=request.category.etag, changed=changed
+            record = categories.update_category(
+                tx.connection,
+                cache,
+                name,
+                etag=request.category.etag,
+                changed=changed,
+                parent=parent,
+                now_ms=tx.now_ms,
             )
-            store.shrink_to_quota(tx, record.id)
+            for category_id in categories.inheritors(read_categories(tx.connection, cache_id), record.id):
+                store.shrink_to_quota(tx, category_id)
             return self._category(tx.connection, cache, name)
 
         answer = self._app.writer.submit(cache_id, change, changes_settings=True)
@@ -160,9 +170,30 @@ class AdminServicer(AdminServiceServicer):
         """Delete a category with its entries."""
         cache, name = parse_child(request.name, "categories")
         self._write(
-            lambda connection: registry.delete_category(connection, cache, name, etag=request.etag), context
+            lambda connection: categories.delete_category(
+                connection, cache, name, etag=request.etag, now_ms=clock_ms()
+            ),
+            context,
         )
         return Empty()
+
+    def ListPolicyChanges(
+        self, request: admin_pb.ListPolicyChangesRequest, context: grpc.ServicerContext
+    ) -> admin_pb.ListPolicyChangesResponse:
+        """List changes of policies, newest first."""
+        cache, category = parse_parent(request.parent)
+        size = page_size(request.page_size)
+        before = read_row_token(request.parent, request.page_token)
+        with reading(self._app.engine) as connection:
+            owner = read_cache(connection, cache)
+            found = read_changes(connection, owner.id, category=category, before=before, size=size + 1)
+            if category is not None and not found and not before:
+                read_category(connection, owner, category)  # or there is none
+        page = found[:size]
+        token = make_token(request.parent, str(page[-1].id)) if len(found) > size else ""
+        return admin_pb.ListPolicyChangesResponse(
+            changes=[from_policy_change(cache, record) for record in page], next_page_token=token
+        )
 
     def AcknowledgeShift(
         self, request: admin_pb.AcknowledgeShiftRequest, context: grpc.ServicerContext

@@ -24,7 +24,7 @@ from service.keys import child_name, parse_cache, parse_child, parse_parent
 from service.paging import make_token, read_row_token
 from service.records import PAIR_LABELS, Near
 from service.replica import CacheReplica, CacheState
-from service.rows import category_names, entry_query, read_entry, read_page
+from service.rows import categories_by_id, entry_query, read_entry, read_page
 from service.selection import measured, select_rows
 from service.tables import NEVER_MS, entries
 from service.tokens import LookupToken
@@ -106,7 +106,7 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         state = self._app.replicas.get(cache).state
         with reading(self._app.engine) as connection:
             record = read_entry(connection, state.record, name, now_ms=clock_ms())
-            category = category_names(connection, state.record.id)[record.category_id]
+            category = categories_by_id(connection, state.record.id)[record.category_id]
         return convert.from_entry(cache, category, record, full=full)
 
     def ListEntries(
@@ -120,11 +120,11 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         budget_bytes = self._app.config.server.max_message_bytes // 2
         with reading(self._app.engine) as connection:
             page = read_page(connection, query, after=after, size=size, budget_bytes=budget_bytes)
-            names = category_names(connection, state.record.id)
+            found = categories_by_id(connection, state.record.id)
         token = "" if page.next_after is None else make_token(request.parent, str(page.next_after))
         return cache_pb.ListEntriesResponse(
             entries=[
-                convert.from_entry(cache, names[record.category_id], record, full=full)
+                convert.from_entry(cache, found[record.category_id], record, full=full)
                 for record in page.records
             ],
             next_page_token=token,
@@ -197,16 +197,16 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         answer = self._app.writer.submit(
             token.cache_id,
             lambda tx: (
+                store.entry_name(tx.connection, token.entry_id),  # the verdict may remove it
                 store.record_feedback(
                     tx,
                     values,
                     query_modality=source.modality if request.HasField("query") else "",
                     query_space=query.space if query else "",
                 ),
-                store.entry_name(tx.connection, token.entry_id),
             ),
         )
-        verdict, name = await_write(answer, timeout_seconds=time_limit(context))
+        name, verdict = await_write(answer, timeout_seconds=time_limit(context))
         entry = child_name(replica.state.record.name, "entries", name) if name else ""
         return cache_pb.RecordFeedbackResponse(
             entry=entry, recorded=verdict.is_first, query_kept=verdict.query_kept
@@ -223,9 +223,9 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
                 page = read_page(
                     connection, query, after=after, size=convert.PAGE_MOST, budget_bytes=_EXPORT_BYTES
                 )
-                names = category_names(connection, state.record.id)
+                found = categories_by_id(connection, state.record.id)
             for record in page.records:
-                entry = convert.from_entry(cache, names[record.category_id], record, full=True)
+                entry = convert.from_entry(cache, found[record.category_id], record, full=True)
                 yield cache_pb.ExportEntriesResponse(entry=entry)
             after = page.next_after
 
@@ -294,10 +294,9 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
         replica = self._app.replicas.get(cache)
         rows, answer = submit_stores(self._app, replica, items, timeout_seconds=remaining)
         stored = await_write(answer, timeout_seconds=remaining)
+        policies = {name: category.policy for name, category in replica.state.categories.items()}
         return [
-            cache_pb.StoreResponse(
-                entry=convert.from_stored(cache, item, row, answered), evicted_count=answered.evicted_count
-            )
+            convert.from_stored(cache, item, row, answered, policy=policies.get(item.category))
             for item, row, answered in zip(items, rows, stored, strict=True)
         ]
 

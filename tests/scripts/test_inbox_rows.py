@@ -18,12 +18,13 @@ from hashing.trainer import no_progress
 from scripts.inbox_rows import load_inbox_file
 from service import jobs, registry, store
 from service.application import clock_ms
+from service.categories import create_category
 from service.config import Config, load_config
 from service.database import migrate, open_engine, reading, writing
 from service.errors import NotFoundError
 from service.inbox import FileReport, InboxFile, RefusedFileError
 from service.learning import train_from_store
-from service.records import JobRecord, ModalitySpec, Policy, Selection
+from service.records import JobRecord, ModalitySpec, Selection
 from service.rows import read_cache, read_caches, read_jobs
 from service.tables import entries
 from service.transaction import CacheTransaction
@@ -528,7 +529,7 @@ def test_an_error_of_text_that_is_no_unicode_does_not_end_the_worker(inbox: Inbo
 
 def test_a_row_over_the_categorys_bytes_refuses_the_file(inbox: Inbox) -> None:
     with writing(inbox.engine) as connection:
-        registry.create_category(connection, "faq", "billing", policy=Policy(max_bytes=500), now_ms=0)
+        create_category(connection, "faq", "billing", own={"max_bytes": 500}, now_ms=0)
     inbox.put("rows.jsonl", rows_of(1, response="x" * 1000))
     inbox.poll(inbox.worker())
     reason = (inbox.folder / "refused" / "rows.jsonl.txt").read_text()

@@ -11,10 +11,11 @@ from scripts.__main__ import main
 from scripts.server_process import write_config
 from service import registry
 from service.accesses import BestDistances
+from service.categories import create_category
 from service.category_shift import CategoryShift
 from service.config import ShiftConfig, load_config
 from service.database import migrate, open_engine, reading, writing
-from service.records import ModalitySpec, Policy
+from service.records import ModalitySpec
 from service.shift_store import read_watched, write_shift
 
 Output = pytest.CaptureFixture[str]
@@ -32,9 +33,9 @@ def config(tmp_path: Path) -> str:
             registry.create_cache(
                 connection, name, modalities=spec, code_bits=64, label_bits=64, description="", now_ms=0
             )
-        strict = Policy(threshold=0.05, ttl_ms=60_000, max_entries=7, max_bytes=9, shadow=True)
-        registry.create_category(connection, "faq", "calm", policy=strict, now_ms=0)
-        moved = registry.create_category(connection, "faq", "moved", policy=Policy(), now_ms=0)
+        strict = {"threshold": 0.05, "ttl_ms": 60_000, "max_entries": 7, "max_bytes": 9, "shadow": True}
+        create_category(connection, "faq", "calm", own=strict, now_ms=0)
+        moved = create_category(connection, "faq", "moved", own={}, now_ms=0)
     shift = CategoryShift("moved", ShiftConfig(reference_lookups=200))
     draw = np.random.default_rng(0)
     for distances in (draw.beta(2, 5, 200), draw.beta(2, 5, 200) + 0.4):

@@ -75,6 +75,10 @@ def _count(engine: Engine, table: Any) -> int:
         ({"text": "\ud800"}, "no valid Unicode"),
         ({"scope": "x" * 1025}, "scope is over 1024 bytes"),
         ({"source": "x" * 1025}, "source is over 1024 bytes"),
+        ({"cost": -1}, "cost must be 0 or in"),
+        ({"cost": "much"}, "cost: 'much' is no number"),
+        ({"cost": [1]}, "cost: [1] is no number"),
+        ({"model": "x" * 257}, "model is over 256 bytes"),
         ({"id": "a/b"}, "id: 'a/b' is not an id"),
         ({"category": "A"}, "category: 'A' is not an id"),
         ({"embedding": [0.0, 0.0]}, "the embedding is a zero vector"),
@@ -88,6 +92,13 @@ def test_invalid_row_is_refused_with_file_and_number_and_nothing_is_stored(
     assert "rows.jsonl: row 1: " in str(raised.value)
     assert message in str(raised.value)
     assert _count(engine, caches) == 0
+
+
+def test_row_keeps_its_cost_and_model(engine: Engine, load: Load) -> None:
+    load({"embedding": [1.0, 0.0], "cost": 2.5, "model": "m"}, {"embedding": [0.0, 1.0]})
+    with reading(engine) as connection:
+        found = select(entries.c.cost, entries.c.model, entries.c.worth > 0).order_by(entries.c.id)
+        assert connection.execute(found).all() == [(2.5, "m", True), (0.0, "", False)]
 
 
 def test_row_takes_the_fingerprint_that_a_caller_of_the_service_gets(engine: Engine, load: Load) -> None:

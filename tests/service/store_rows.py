@@ -10,9 +10,10 @@ import numpy as np
 from sqlalchemy import Engine, event, func, select, text
 
 from service import registry
+from service.categories import create_category
 from service.config import StoreConfig
 from service.database import open_engine, reading, writing
-from service.records import CategoryRecord, EntryRecord, ModalitySpec, NewEntry, Policy
+from service.records import CategoryRecord, EntryRecord, ModalitySpec, NewEntry
 from service.rows import entry_query, read_cache, read_categories, read_entries
 from service.tables import changes, entries
 from service.transaction import CacheTransaction
@@ -34,7 +35,7 @@ class StoreCache:
     def category(self, name: str, **policy: Any) -> int:
         """Create a category; returns its row id."""
         with writing(self.engine) as connection:
-            made = registry.create_category(connection, self.name, name, policy=Policy(**policy), now_ms=0)
+            made = create_category(connection, self.name, name, own=policy, now_ms=0)
         return made.id
 
     def mutate(self, apply: Callable[[CacheTransaction], T], *, now_ms: int = 0) -> T:

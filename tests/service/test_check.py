@@ -18,6 +18,7 @@ from service.config import Config, StoreConfig
 from service.database import writing
 from service.generations import build_index
 from service.learning import train_from_store
+from service.policy import dump_own
 from service.replica import index_root
 from service.tables import caches, categories, changes, encoders, entries, generations, responses
 
@@ -239,8 +240,13 @@ def test_wrong_counters_are_named(cache: StoreCache, config: Config, counter: st
 
 @pytest.mark.parametrize("quota", ["max_entries", "max_bytes"])
 def test_a_quota_that_is_passed_is_named(cache: StoreCache, config: Config, quota: str) -> None:
-    spoil_rows(cache, categories, **{quota: 3})
+    spoil_rows(cache, categories, policy=dump_own({quota: 3}))
     assert "its quota is 3" in problems(cache, config)
+
+
+def test_a_policy_that_cannot_be_read_is_named(cache: StoreCache, config: Config) -> None:
+    spoil_rows(cache, categories, policy='{"threshold": "near"}')
+    assert "has the threshold 'near', which must be a cosine distance in [0, 2]" in problems(cache, config)
 
 
 @pytest.mark.parametrize("seq", [20, 45, 50])

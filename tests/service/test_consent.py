@@ -16,9 +16,10 @@ from sqlalchemy import Engine
 from store_rows import DIM, StoreCache, make_cache, new_entry
 
 from hashing.errors import EmbeddingsError
-from service import registry, store
+from service import store
 from service.accesses import AccessLog
 from service.cache import LookupAnswer, SemanticCache
+from service.categories import update_category
 from service.check import check_cache
 from service.coding import from_stored, normalise
 from service.config import Config, SearchConfig, StoreConfig
@@ -29,6 +30,7 @@ from service.finding import LookupMode, LookupQuery, LookupReason
 from service.generations import build_index
 from service.keys import text_fingerprint
 from service.payload import TEXT_CHARACTERS
+from service.policy import dump_own
 from service.replica import CacheReplica
 from service.rows import read_cache
 from service.store import StoredEntry
@@ -82,7 +84,9 @@ class Asker:
         self.category = self.cache.category("faq", threshold=0.5, **policy)
         with writing(engine) as connection:  # without the registry: it wants a verifier of the store's
             connection.execute(
-                categories.update().where(categories.c.id == self.category).values(min_probability=0.6)
+                categories.update()
+                .where(categories.c.id == self.category)
+                .values(policy=dump_own({"threshold": 0.5, "min_probability": 0.6, **policy}))
             )
         with reading(engine) as connection:
             record = read_cache(connection, self.cache.name)
@@ -197,6 +201,41 @@ def test_of_equally_probable_entries_the_nearest_is_served(asker: Asker) -> None
         asker.put(text, angle=angle)
     asker.verified_by(Opinion({"a": 0.7, "b": 0.9, "c": 0.9}))
     assert asker.ask("q")[0].response == b"b"
+
+
+def test_stale_and_demoted_entries_are_not_asked_about_while_there_is_a_fresh_one(
+    lone_engine: Engine, tmp_path: Path
+) -> None:
+    asker = Asker(lone_engine, tmp_path, refresh_after_ms=500)
+    asker.put("stale", angle=0.1)
+    demoted = asker.put("wrong", angle=0.15, create_ms=900)
+    asker.put("fresh", angle=0.2, create_ms=900)
+    with writing(lone_engine) as connection:
+        connection.execute(entries.update().where(entries.c.name == demoted.name).values(demote_ms=1))
+    with reading(lone_engine) as connection:
+        record = read_cache(connection, asker.cache.name)
+    asker.replica = CacheReplica(lone_engine, record, search=SearchConfig(), data_dir=asker.data_dir)
+    opinion = Opinion({"stale": 0.9, "wrong": 0.9, "fresh": 0.7})
+    asker.verified_by(opinion)
+    (answer,) = asker.ask("q")
+    assert (answer.response, answer.probability) == (b"fresh", 0.7)
+    assert [texts for *_, texts in opinion.asked] == [["fresh"]]
+
+
+@pytest.mark.parametrize(
+    ("probability", "reason", "is_named"),
+    [(0.9, LookupReason.STALE, True), (0.1, LookupReason.UNVERIFIED, False)],
+)
+def test_stale_entry_is_named_where_the_verifier_would_have_consented(
+    lone_engine: Engine, tmp_path: Path, *, probability: float, reason: LookupReason, is_named: bool
+) -> None:
+    asker = Asker(lone_engine, tmp_path, refresh_after_ms=500)
+    asker.put("other", angle=0.1)
+    stale = asker.put("stale", angle=0.2)
+    asker.verified_by(Opinion({"other": 0.05, "stale": probability}))
+    (answer,) = asker.ask("q")
+    assert (answer.reason, answer.response) == (reason, b"")
+    assert answer.entry == (stale.name if is_named else "")
 
 
 def test_entry_beyond_the_threshold_is_not_asked_about(asker: Asker) -> None:
@@ -351,8 +390,8 @@ def test_verifier_that_fails_consents_to_nothing(
 def test_category_that_asks_for_no_consent_asks_nobody(asker: Asker) -> None:
     asker.put("a", angle=0.1)
     with writing(asker.engine) as connection:
-        registry.update_category(
-            connection, asker.cache.name, "faq", etag="", changed={"min_probability": None}
+        update_category(
+            connection, asker.cache.name, "faq", etag="", changed={"min_probability": None}, now_ms=0
         )
     asker.replica.refresh_settings()
     opinion = Opinion()

@@ -27,6 +27,7 @@ from index.manifest import CURRENT_FILE
 from index.segment import TOMBSTONE
 from service import registry, store
 from service.accesses import Accesses
+from service.categories import delete_category, update_category
 from service.coding import code_rows
 from service.config import SearchConfig
 from service.database import reading, writing
@@ -269,7 +270,7 @@ def test_a_deleted_category_leaves_the_index_with_its_settings(cache: StoreCache
     put(cache, new_entry(faq, "a"), new_entry(other, "b"))
     replica = replica_of(cache, cache.engine, tmp_path)
     with writing(cache.engine) as connection:
-        registry.delete_category(connection, cache.name, "faq", etag="")
+        delete_category(connection, cache.name, "faq", etag="", now_ms=0)
     replica.refresh_settings()
     check_served(cache, replica)
     assert list(replica.state.categories) == ["other"]
@@ -286,12 +287,12 @@ def test_every_change_of_settings_moves_the_config_version(cache: StoreCache) ->
     put_named(cache, "".join(map(chr, range(65, 105))))
     seen.append(version())
     with writing(cache.engine) as connection:
-        registry.update_category(connection, cache.name, "faq", etag="", changed={"shadow": True})
+        update_category(connection, cache.name, "faq", etag="", changed={"shadow": True}, now_ms=0)
     seen.append(version())
     train(cache)
     seen.append(version())
     with writing(cache.engine) as connection:
-        registry.delete_category(connection, cache.name, "faq", etag="")
+        delete_category(connection, cache.name, "faq", etag="", now_ms=0)
     seen.append(version())
     assert seen == sorted(set(seen))
 
@@ -438,7 +439,7 @@ def test_a_category_deleted_after_the_build_is_not_served_from_the_generation(
     put(cache, new_entry(faq, "a"), new_entry(other, "b"))
     build(cache, tmp_path)
     with writing(cache.engine) as connection:
-        registry.delete_category(connection, cache.name, "faq", etag="")
+        delete_category(connection, cache.name, "faq", etag="", now_ms=0)
     replica = replica_of(cache, cache.engine, tmp_path)
     assert replica.state.index.generation is not None
     check_served(cache, replica)
@@ -481,7 +482,7 @@ def test_a_category_deleted_elsewhere_during_a_store_waits_for_it(
     def delete() -> None:
         try:
             with writing(other_engine) as connection:
-                registry.delete_category(connection, cache.name, "faq", etag="")
+                delete_category(connection, cache.name, "faq", etag="", now_ms=0)
         except BaseException as error:
             failures.append(error)
 

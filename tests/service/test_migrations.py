@@ -7,13 +7,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from learning_rows import DIM, encoders, learned
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 from store_rows import make_cache, new_entry
 
-from service import tables
+from service import store, tables
+from service.categories import create_category
 from service.config import StoreConfig
 from service.database import check_schema, migrate, open_engine, reading, schema_revision, writing
 from service.errors import MigrationError
+from service.policy import Policy
 from service.rows import read_cache
 from service.store import store_entries
 
@@ -49,6 +51,44 @@ def test_category_of_before_there_were_verifiers_asks_for_no_consent(engine: Eng
     migrate(engine)
     policy = cache.categories()[faq].policy
     assert (policy.threshold, policy.min_probability) == (0.25, None)
+
+
+def test_policies_of_before_are_what_categories_set_themselves(engine: Engine) -> None:
+    cache = make_cache(engine)
+    faq = cache.category("faq", threshold=0.25, max_entries=7, ttl_ms=60_000, eviction="lfu", shadow=True)
+    plain = cache.category("plain")
+    cache.mutate(partial(store.store_entries, items=[new_entry(faq, "a"), new_entry(plain, "b")]))
+    migrate(engine, revision="0007")
+    migrate(engine)
+    own = {"threshold": 0.25, "max_entries": 7, "ttl_ms": 60_000, "eviction": "lfu", "shadow": True}
+    defaults = {"threshold": 0.1, "max_entries": 0, "max_bytes": 0, "eviction": "lru", "shadow": False}
+    found = cache.categories()
+    assert found[faq].own_policy == {"ttl_mode": "absolute", **defaults, **own}
+    assert found[plain].own_policy == {"ttl_mode": "absolute", **defaults}
+    assert found[plain].policy == Policy()
+    assert [(entry.name, entry.cost, entry.model, entry.demote_ms) for entry in cache.entries()] == [
+        ("a", 0.0, "", None),
+        ("b", 0.0, "", None),
+    ]
+    cache.check()
+
+
+def test_a_downgrade_keeps_what_held_inherited_or_not(engine: Engine) -> None:
+    cache = make_cache(engine)
+    with writing(engine) as connection:
+        create_category(connection, cache.name, "root", own={"threshold": 0.3, "max_entries": 5}, now_ms=0)
+        leaf = create_category(
+            connection, cache.name, "leaf", own={"eviction": "cost"}, parent="root", now_ms=0
+        )
+    cache.mutate(partial(store.store_entries, items=[new_entry(leaf.id, "a", cost=2.0)]))
+    migrate(engine, revision="0007")
+    with reading(engine) as connection:
+        held = text("SELECT threshold, max_entries, eviction, shadow FROM categories WHERE name = 'leaf'")
+        assert connection.execute(held).one() == (0.3, 5, "lru", False)
+    migrate(engine)
+    record = cache.categories()[leaf.id]
+    assert (record.policy.threshold, record.policy.max_entries, record.parent) == (0.3, 5, "")
+    assert cache.names() == ["a"]
 
 
 def test_nobody_knows_what_label_parts_of_before_have_learned(engine: Engine) -> None:

@@ -30,6 +30,7 @@ from hashing.shift_reference import fit_shift_reference
 from service import registry, shift_watch, store
 from service.accesses import AccessLog, BestDistances
 from service.cache import SemanticCache
+from service.categories import delete_category
 from service.config import Config, SearchConfig, ShiftConfig, load_config, render_config
 from service.database import open_engine, reading, writing
 from service.embedding import Input
@@ -304,7 +305,7 @@ def test_a_category_that_is_deleted_meanwhile_is_watched_no_more(
 
     def remove() -> None:
         with writing(other_engine) as connection:
-            registry.delete_category(connection, cache.name, "faq", etag="")
+            delete_category(connection, cache.name, "faq", etag="", now_ms=0)
 
     if when == "before it is read":
         remove()

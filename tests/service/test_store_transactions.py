@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from store_rows import VECTOR_BYTES, StoreCache, make_cache, new_entry
 
 from service import registry, store
+from service.categories import delete_category, update_category
 from service.database import reading, writing
 from service.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from service.records import Coding, NewEntry, Operation, Selection, StoredEntry
@@ -426,7 +427,7 @@ def test_shrinking_a_quota_sees_the_policy_changed_in_the_same_transaction(cache
 
     def shrink(tx: store.CacheTransaction) -> int:
         store.store_entries(tx, [new_entry(faq, name) for name in "abc"])
-        registry.update_category(tx.connection, cache.name, "faq", etag="", changed={"max_entries": 1})
+        update_category(tx.connection, cache.name, "faq", etag="", changed={"max_entries": 1}, now_ms=0)
         return store.shrink_to_quota(tx, faq)
 
     assert cache.mutate(shrink) == 2
@@ -436,9 +437,9 @@ def test_shrinking_a_quota_sees_the_policy_changed_in_the_same_transaction(cache
 def test_an_old_etag_changes_nothing(cache: StoreCache) -> None:
     cache.category("faq")
     with writing(cache.engine) as connection:
-        made = registry.update_category(connection, cache.name, "faq", etag="1", changed={"max_entries": 5})
+        made = update_category(connection, cache.name, "faq", etag="1", changed={"max_entries": 5}, now_ms=0)
     with pytest.raises(ConflictError), writing(cache.engine) as connection:
-        registry.update_category(connection, cache.name, "faq", etag="1", changed={"max_entries": 6})
+        update_category(connection, cache.name, "faq", etag="1", changed={"max_entries": 6}, now_ms=0)
     assert cache.categories()[made.id].policy == dataclasses.replace(made.policy, max_entries=5)
 
 
@@ -446,5 +447,5 @@ def test_deleting_a_category_deletes_its_entries_alone(cache: StoreCache) -> Non
     faq, other = cache.category("faq"), cache.category("other")
     put(cache, new_entry(faq, "a"), new_entry(other, "b"))
     with writing(cache.engine) as connection:
-        registry.delete_category(connection, cache.name, "faq", etag="")
+        delete_category(connection, cache.name, "faq", etag="", now_ms=0)
     assert cache.names() == ["b"]

@@ -23,12 +23,11 @@ from verifiers_at_work import activate, deactivate, invoice_text, probability, r
 from waiting import eventually
 
 from hashing.verifier import Verifier, dump_verifier
+from service.categories import create_category
 from service.check import check_cache
 from service.config import Config
 from service.database import open_engine, reading, writing
 from service.errors import InvalidRequestError, PreconditionError
-from service.records import Policy
-from service.registry import create_category
 from service.rows import read_cache
 from service.server import Server
 from service.tables import verifiers
@@ -482,7 +481,7 @@ def test_of_two_writers_one_sees_what_the_other_did(shared_engine: Engine, first
     failures: list[str] = []
 
     def ask(connection: Connection) -> None:
-        create_category(connection, cache.name, "strict", policy=Policy(min_probability=0.5), now_ms=1)
+        create_category(connection, cache.name, "strict", own={"min_probability": 0.5}, now_ms=1)
 
     def end(connection: Connection) -> None:
         deactivate_verifier(connection, cache.id, trained.verifier_id)

@@ -13,6 +13,7 @@ from waiting import eventually
 
 from service import registry, store
 from service.accesses import Accesses, AccessLog
+from service.categories import create_category
 from service.compaction import Compactor
 from service.config import Config, StoreConfig
 from service.errors import (
@@ -22,7 +23,7 @@ from service.errors import (
     ServiceError,
     StoreUnavailableError,
 )
-from service.records import Policy, StoredEntry
+from service.records import StoredEntry
 from service.refresher import Refresher, Replicas
 from service.transaction import CacheTransaction
 from service.writer import Writer
@@ -157,7 +158,7 @@ def test_a_category_queued_before_takes_stores(writer: Writer, cache: StoreCache
     faq = cache.category("faq")
     put(writer, cache, faq, "a")
     made = writer.submit_registry(
-        lambda connection: registry.create_category(connection, cache.name, "new", policy=Policy(), now_ms=0)
+        lambda connection: create_category(connection, cache.name, "new", own={}, now_ms=0)
     )
 
     def store_in_new(tx: CacheTransaction) -> list[StoredEntry]:

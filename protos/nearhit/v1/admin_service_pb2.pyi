@@ -1,7 +1,11 @@
+import datetime
+
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from nearhit.v1 import resources_pb2 as _resources_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -96,6 +100,54 @@ class UpdateCategoryRequest(_message.Message):
     category: _resources_pb2.Category
     update_mask: _field_mask_pb2.FieldMask
     def __init__(self, category: _Optional[_Union[_resources_pb2.Category, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
+
+class ListPolicyChangesRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListPolicyChangesResponse(_message.Message):
+    __slots__ = ("changes", "next_page_token")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[PolicyChange]
+    next_page_token: str
+    def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class PolicyChange(_message.Message):
+    __slots__ = ("category", "category_uid", "etag", "create_time", "operation", "before", "after", "principal")
+    class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OPERATION_UNSPECIFIED: _ClassVar[PolicyChange.Operation]
+        OPERATION_CREATE: _ClassVar[PolicyChange.Operation]
+        OPERATION_UPDATE: _ClassVar[PolicyChange.Operation]
+        OPERATION_DELETE: _ClassVar[PolicyChange.Operation]
+    OPERATION_UNSPECIFIED: PolicyChange.Operation
+    OPERATION_CREATE: PolicyChange.Operation
+    OPERATION_UPDATE: PolicyChange.Operation
+    OPERATION_DELETE: PolicyChange.Operation
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_UID_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    category: str
+    category_uid: int
+    etag: str
+    create_time: _timestamp_pb2.Timestamp
+    operation: PolicyChange.Operation
+    before: str
+    after: str
+    principal: str
+    def __init__(self, category: _Optional[str] = ..., category_uid: _Optional[int] = ..., etag: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., operation: _Optional[_Union[PolicyChange.Operation, str]] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class DeleteCategoryRequest(_message.Message):
     __slots__ = ("name", "etag")

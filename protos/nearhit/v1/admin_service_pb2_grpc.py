@@ -87,6 +87,11 @@ class AdminServiceStub(object):
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ListPolicyChanges = channel.unary_unary(
+                '/nearhit.v1.AdminService/ListPolicyChanges',
+                request_serializer=nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesRequest.SerializeToString,
+                response_deserializer=nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesResponse.FromString,
+                _registered_method=True)
         self.AcknowledgeShift = channel.unary_unary(
                 '/nearhit.v1.AdminService/AcknowledgeShift',
                 request_serializer=nearhit_dot_v1_dot_admin__service__pb2.AcknowledgeShiftRequest.SerializeToString,
@@ -210,14 +215,23 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCategory(self, request, context):
-        """Changes a category's policy, at once and without restart. A smaller quota evicts at once.
+        """Changes a category's policy, at once and without restart, for those that inherit it too. A smaller quota evicts at
+        once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCategory(self, request, context):
-        """Deletes a category with its entries.
+        """Deletes a category with its entries; FAILED_PRECONDITION where it is the parent of another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyChanges(self, request, context):
+        """Lists the changes of a category's policy, or of all of a cache, newest first. They are written with the change
+        itself; those of a deleted category stay, until the cache is deleted; of a cache the last 10,000 are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,6 +377,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DeleteCategory,
                     request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ListPolicyChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyChanges,
+                    request_deserializer=nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesRequest.FromString,
+                    response_serializer=nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesResponse.SerializeToString,
             ),
             'AcknowledgeShift': grpc.unary_unary_rpc_method_handler(
                     servicer.AcknowledgeShift,
@@ -696,6 +715,33 @@ class AdminService(object):
             '/nearhit.v1.AdminService/DeleteCategory',
             nearhit_dot_v1_dot_admin__service__pb2.DeleteCategoryRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.AdminService/ListPolicyChanges',
+            nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesRequest.SerializeToString,
+            nearhit_dot_v1_dot_admin__service__pb2.ListPolicyChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

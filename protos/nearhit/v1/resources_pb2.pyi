@@ -22,6 +22,15 @@ class Eviction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVICTION_UNSPECIFIED: _ClassVar[Eviction]
     EVICTION_LRU: _ClassVar[Eviction]
     EVICTION_LFU: _ClassVar[Eviction]
+    EVICTION_FIFO: _ClassVar[Eviction]
+    EVICTION_COST: _ClassVar[Eviction]
+
+class WrongAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WRONG_ACTION_UNSPECIFIED: _ClassVar[WrongAction]
+    WRONG_ACTION_KEEP: _ClassVar[WrongAction]
+    WRONG_ACTION_DEMOTE: _ClassVar[WrongAction]
+    WRONG_ACTION_REMOVE: _ClassVar[WrongAction]
 
 class EntryView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -43,6 +52,12 @@ TTL_MODE_SLIDING: TtlMode
 EVICTION_UNSPECIFIED: Eviction
 EVICTION_LRU: Eviction
 EVICTION_LFU: Eviction
+EVICTION_FIFO: Eviction
+EVICTION_COST: Eviction
+WRONG_ACTION_UNSPECIFIED: WrongAction
+WRONG_ACTION_KEEP: WrongAction
+WRONG_ACTION_DEMOTE: WrongAction
+WRONG_ACTION_REMOVE: WrongAction
 ENTRY_VIEW_UNSPECIFIED: EntryView
 ENTRY_VIEW_BASIC: EntryView
 ENTRY_VIEW_FULL: EntryView
@@ -88,7 +103,7 @@ class Modality(_message.Message):
     def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ..., successor: _Optional[_Union[Modality, _Mapping]] = ...) -> None: ...
 
 class Category(_message.Message):
-    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift")
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift", "parent", "refresh_after", "stale_while_revalidate", "min_cost", "second_sighting", "on_wrong", "inherited_fields")
     NAME_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +122,13 @@ class Category(_message.Message):
     BYPASS_COUNT_FIELD_NUMBER: _ClassVar[int]
     MIN_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     SHIFT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_AFTER_FIELD_NUMBER: _ClassVar[int]
+    STALE_WHILE_REVALIDATE_FIELD_NUMBER: _ClassVar[int]
+    MIN_COST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_SIGHTING_FIELD_NUMBER: _ClassVar[int]
+    ON_WRONG_FIELD_NUMBER: _ClassVar[int]
+    INHERITED_FIELDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     threshold: float
     ttl: _duration_pb2.Duration
@@ -125,7 +147,14 @@ class Category(_message.Message):
     bypass_count: int
     min_probability: float
     shift: Shift
-    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ...) -> None: ...
+    parent: str
+    refresh_after: _duration_pb2.Duration
+    stale_while_revalidate: bool
+    min_cost: float
+    second_sighting: bool
+    on_wrong: WrongAction
+    inherited_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ..., parent: _Optional[str] = ..., refresh_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stale_while_revalidate: bool = ..., min_cost: _Optional[float] = ..., second_sighting: bool = ..., on_wrong: _Optional[_Union[WrongAction, str]] = ..., inherited_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Shift(_message.Message):
     __slots__ = ("state", "lookup_count", "explanation", "direction", "size", "limit", "share", "since_time", "alarm_time")
@@ -168,7 +197,7 @@ class Shift(_message.Message):
     def __init__(self, state: _Optional[_Union[Shift.State, str]] = ..., lookup_count: _Optional[int] = ..., explanation: _Optional[str] = ..., direction: _Optional[_Union[Shift.Direction, str]] = ..., size: _Optional[float] = ..., limit: _Optional[float] = ..., share: _Optional[float] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., alarm_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder", "model")
+    __slots__ = ("name", "category", "embedding", "modality", "embedder_id", "text", "response", "content_type", "scope", "fingerprint", "labels", "tags", "source", "ttl", "ttl_mode", "create_time", "expire_time", "seq", "encoder", "cost", "model", "refresh_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -188,7 +217,9 @@ class Entry(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ENCODER_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     category: str
     embedding: bytes
@@ -208,8 +239,10 @@ class Entry(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     seq: int
     encoder: str
+    cost: float
     model: str
-    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., embedding: _Optional[bytes] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ..., text: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seq: _Optional[int] = ..., encoder: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    refresh_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., embedding: _Optional[bytes] = ..., modality: _Optional[str] = ..., embedder_id: _Optional[str] = ..., text: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seq: _Optional[int] = ..., encoder: _Optional[str] = ..., cost: _Optional[float] = ..., model: _Optional[str] = ..., refresh_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Query(_message.Message):
     __slots__ = ("embedding", "text", "modality", "embedder_id")

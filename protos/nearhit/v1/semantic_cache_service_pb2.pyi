@@ -38,6 +38,22 @@ class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_REASON_SHADOW: _ClassVar[LookupReason]
     LOOKUP_REASON_UNVERIFIED: _ClassVar[LookupReason]
     LOOKUP_REASON_LEASED: _ClassVar[LookupReason]
+    LOOKUP_REASON_STALE: _ClassVar[LookupReason]
+
+class Completion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPLETION_UNSPECIFIED: _ClassVar[Completion]
+    COMPLETION_COMPLETE: _ClassVar[Completion]
+    COMPLETION_TRUNCATED: _ClassVar[Completion]
+    COMPLETION_FAILED: _ClassVar[Completion]
+
+class Admission(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADMISSION_UNSPECIFIED: _ClassVar[Admission]
+    ADMISSION_STORED: _ClassVar[Admission]
+    ADMISSION_TOO_CHEAP: _ClassVar[Admission]
+    ADMISSION_FIRST_SIGHTING: _ClassVar[Admission]
+    ADMISSION_INCOMPLETE: _ClassVar[Admission]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -62,13 +78,23 @@ LOOKUP_REASON_REFRESH: LookupReason
 LOOKUP_REASON_SHADOW: LookupReason
 LOOKUP_REASON_UNVERIFIED: LookupReason
 LOOKUP_REASON_LEASED: LookupReason
+LOOKUP_REASON_STALE: LookupReason
+COMPLETION_UNSPECIFIED: Completion
+COMPLETION_COMPLETE: Completion
+COMPLETION_TRUNCATED: Completion
+COMPLETION_FAILED: Completion
+ADMISSION_UNSPECIFIED: Admission
+ADMISSION_STORED: Admission
+ADMISSION_TOO_CHEAP: Admission
+ADMISSION_FIRST_SIGHTING: Admission
+ADMISSION_INCOMPLETE: Admission
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_RIGHT: Verdict
 VERDICT_WRONG: Verdict
 VERDICT_REPLACED: Verdict
 
 class LookupRequest(_message.Message):
-    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq", "lease", "wait")
+    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq", "max_age", "lease", "wait")
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +102,7 @@ class LookupRequest(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQ_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     category: str
@@ -85,12 +112,13 @@ class LookupRequest(_message.Message):
     mode: LookupMode
     threshold: float
     min_seq: int
+    max_age: _duration_pb2.Duration
     lease: _duration_pb2.Duration
     wait: _duration_pb2.Duration
-    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token")
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token", "refresh_due")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +135,7 @@ class LookupResponse(_message.Message):
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     MAPPED_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_DUE_FIELD_NUMBER: _ClassVar[int]
     outcome: LookupOutcome
     reason: LookupReason
     entry: str
@@ -123,7 +152,8 @@ class LookupResponse(_message.Message):
     probability: float
     mapped: bool
     lease_token: str
-    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ...) -> None: ...
+    refresh_due: bool
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ..., refresh_due: bool = ...) -> None: ...
 
 class BatchLookupRequest(_message.Message):
     __slots__ = ("parent", "requests")
@@ -140,16 +170,18 @@ class BatchLookupResponse(_message.Message):
     def __init__(self, responses: _Optional[_Iterable[_Union[LookupResponse, _Mapping]]] = ...) -> None: ...
 
 class StoreRequest(_message.Message):
-    __slots__ = ("entry", "request_id", "replace_entry", "lease_token")
+    __slots__ = ("entry", "request_id", "replace_entry", "lease_token", "completion")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REPLACE_ENTRY_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
     entry: _resources_pb2.Entry
     request_id: str
     replace_entry: str
     lease_token: str
-    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ..., lease_token: _Optional[str] = ...) -> None: ...
+    completion: Completion
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ..., lease_token: _Optional[str] = ..., completion: _Optional[_Union[Completion, str]] = ...) -> None: ...
 
 class ReleaseLeaseRequest(_message.Message):
     __slots__ = ("lease_token",)
@@ -158,12 +190,14 @@ class ReleaseLeaseRequest(_message.Message):
     def __init__(self, lease_token: _Optional[str] = ...) -> None: ...
 
 class StoreResponse(_message.Message):
-    __slots__ = ("entry", "evicted_count")
+    __slots__ = ("entry", "evicted_count", "admission")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     EVICTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     entry: _resources_pb2.Entry
     evicted_count: int
-    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., evicted_count: _Optional[int] = ...) -> None: ...
+    admission: Admission
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., evicted_count: _Optional[int] = ..., admission: _Optional[_Union[Admission, str]] = ...) -> None: ...
 
 class BatchStoreRequest(_message.Message):
     __slots__ = ("parent", "requests")

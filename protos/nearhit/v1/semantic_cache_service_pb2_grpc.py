@@ -135,7 +135,7 @@ class SemanticCacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Store(self, request, context):
-        """Stores one entry; acknowledged after the commit.
+        """Stores one entry, if the category's policy admits it; acknowledged after the commit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,7 +149,7 @@ class SemanticCacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchStore(self, request, context):
-        """Stores entries of one cache: all of them, or none and an error.
+        """Stores entries of one cache: all that are admitted, each by itself, or none and an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,7 +199,7 @@ class SemanticCacheServiceServicer(object):
 
     def ImportEntries(self, request_iterator, context):
         """Stores streamed entries in batches. One whose id, or whose scope and fingerprint in its category, a live
-        entry has is skipped and counted. Expire times are kept.
+        entry has is skipped and counted. Expire times are kept. All are admitted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,220 @@
+"""Policies of categories: fields, defaults and rules; how a category comes by what it does not set itself.
+
+A category keeps the fields that it sets (its own policy), as a JSON object. What holds for it is resolved
+along the chain of its parents: the nearest category that sets a field decides, without one the default.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.errors import DamagedPolicyError, InvalidRequestError
+
+DEPTH_MOST = 8
+"""Categories from a root down to the deepest one below it."""
+
+TTL_MODE_NAMES = ("absolute", "sliding")
+EVICTIONS = ("lru", "lfu", "fifo", "cost")
+WRONG_ACTIONS = ("keep", "demote", "remove")
+
+Value = float | int | bool | str
+OwnPolicy = Mapping[str, Value]
+"""Fields that a category sets itself, by name. A key that is no field is of a later version: kept, and
+ignored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What holds for a category; as it stands, the defaults. `threshold` is a cosine distance; 0 in a limit
+    or a least cost means none.
+
+    min_probability: in (0, 1], at which a verifier consents to a hit; None: none is asked. refresh_after_ms:
+    age from which an entry is due for a refresh; None: never. stale_while_revalidate: then it is served all
+    the same. second_sighting: a request is stored only when it is seen again.
+    """
+
+    threshold: float = 0.10
+    min_probability: float | None = None
+    ttl_ms: int | None = None
+    ttl_mode: str = "absolute"  # of TTL_MODE_NAMES
+    refresh_after_ms: int | None = None
+    stale_while_revalidate: bool = False
+    max_entries: int = 0
+    max_bytes: int = 0
+    eviction: str = "lru"  # of EVICTIONS
+    shadow: bool = False
+    min_cost: float = 0.0
+    second_sighting: bool = False
+    on_wrong: str = "keep"  # of WRONG_ACTIONS
+
+
+class _Rule(NamedTuple):
+    """What a value of a field must be. reason: of the error where a caller's is not."""
+
+    holds: Callable[[Value], bool]
+    meaning: str
+    reason: str
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(holds: Callable[[float], bool]) -> Callable[[Value], bool]:
+    return lambda value: not isinstance(value, str) and _is_number(value) and holds(value)
+
+
+def _whole(holds: Callable[[int], bool]) -> Callable[[Value], bool]:
+    return lambda value: type(value) is int and holds(value)
+
+
+def _duration(reason: str) -> _Rule:
+    return _Rule(_whole(lambda value: value > 0), "at least 1 ms", reason)
+
+
+def _limit() -> _Rule:
+    return _Rule(_whole(lambda value: value >= 0), "a whole number and not negative", "INVALID_QUOTA")
+
+
+def _flag() -> _Rule:
+    return _Rule(lambda value: isinstance(value, bool), "true or false", "INVALID_VALUE")
+
+
+def _one_of(names: tuple[str, ...]) -> _Rule:
+    return _Rule(lambda value: value in names, f"one of {', '.join(names)}", "UNKNOWN_VALUE")
+
+
+_RULES = {
+    "threshold": _Rule(
+        _number(lambda value: 0 <= value <= 2), "a cosine distance in [0, 2]", "INVALID_THRESHOLD"
+    ),
+    "min_probability": _Rule(_number(lambda value: 0 < value <= 1), "in (0, 1]", "INVALID_PROBABILITY"),
+    "ttl_ms": _duration("INVALID_TTL"),
+    "ttl_mode": _one_of(TTL_MODE_NAMES),
+    "refresh_after_ms": _duration("INVALID_REFRESH"),
+    "stale_while_revalidate": _flag(),
+    "max_entries": _limit(),
+    "max_bytes": _limit(),
+    "eviction": _one_of(EVICTIONS),
+    "shadow": _flag(),
+    "min_cost": _Rule(_number(lambda value: value >= 0), "finite and not negative", "INVALID_COST"),
+    "second_sighting": _flag(),
+    "on_wrong": _one_of(WRONG_ACTIONS),
+}
+FIELDS = tuple(Policy.__dataclass_fields__)
+assert tuple(_RULES) == FIELDS  # every field has a rule
+
+
+def check_own(own: OwnPolicy) -> None:
+    """Raise InvalidRequestError unless every field has a value that it can have."""
+    for name, value in own.items():
+        rule = _RULES.get(name)
+        if rule is None:
+            raise InvalidRequestError(f"{name!r} is no field of a policy", reason="UNKNOWN_VALUE", field=name)
+        if not rule.holds(value):
+            raise InvalidRequestError(
+                f"{name} must be {rule.meaning}, is {value}", reason=rule.reason, field=name
+            )
+
+
+def check_policy(policy: Policy, *, category: str) -> None:
+    """Raise InvalidRequestError unless what holds for the category goes together."""
+    refresh_ms, ttl_ms = policy.refresh_after_ms, policy.ttl_ms
+    if refresh_ms is not None and ttl_ms is not None and refresh_ms > ttl_ms:
+        raise InvalidRequestError(
+            f"category {category}: refresh_after is {refresh_ms} ms, more than the ttl of {ttl_ms} ms",
+            reason="INVALID_REFRESH",
+            field="refresh_after",
+            category=category,
+        )
+
+
+def changed_own(own: OwnPolicy, changed: Mapping[str, Value | None]) -> dict[str, Value]:
+    """The own policy after a change; None: the field is inherited from then on."""
+    merged = {**own, **changed}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def resolve(chain: Iterable[OwnPolicy]) -> Policy:
+    """What holds for the first of these categories, each of which is the child of the next."""
+    found: dict[str, Value] = {}
+    for own in chain:
+        for name in FIELDS:
+            if name in own:
+                found.setdefault(name, own[name])
+    return Policy(**found)  # type: ignore[arg-type]  # the rules have looked at each value
+
+
+def dump_own(own: OwnPolicy) -> str:
+    """The JSON that the store keeps."""
+    return json.dumps(own, sort_keys=True)
+
+
+def load_own(text: str, *, category: str) -> dict[str, Value]:
+    """What `dump_own` wrote. Raises: DamagedPolicyError, naming the category and the field."""
+    try:
+        own = json.loads(text)
+    except ValueError as error:
+        raise DamagedPolicyError(category, f"is not JSON: {error}") from error
+    if not isinstance(own, dict):
+        raise DamagedPolicyError(category, "is no JSON object")
+    for name, value in own.items():
+        rule = _RULES.get(name)
+        if rule is not None and not rule.holds(value):
+            raise DamagedPolicyError(category, f"has the {name} {value!r}, which must be {rule.meaning}")
+    return own
+
+
+def chain_of(parents: Mapping[int, int | None], category_id: int) -> list[int]:
+    """The category, its parent, and so on to the root.
+
+    parents: of all categories of a cache, by row id. Raises: DamagedPolicyError: there is no root.
+    """
+    chain: list[int] = []
+    current: int | None = category_id
+    while current is not None:
+        if current not in parents or len(chain) == DEPTH_MOST:
+            raise DamagedPolicyError(
+                str(category_id), f"comes from more than {DEPTH_MOST} levels, or from none"
+            )
+        chain.append(current)
+        current = parents[current]
+    return chain
+
+
+def below(parents: Mapping[int, int | None], category_id: int) -> list[int]:
+    """The categories that inherit from this one, itself left out; parents before their children."""
+    found: list[int] = []
+    level = {category_id}
+    while level:
+        level = {child for child, parent in parents.items() if parent in level} - set(found)
+        found += sorted(level)
+    return found
+
+
+def check_parent(parents: Mapping[int, int | None], category_id: int, parent_id: int) -> None:
+    """Raise InvalidRequestError where a category cannot get this parent: a cycle, or too many levels."""
+    moved = {category_id, *below(parents, category_id)}
+    if parent_id in moved:
+        raise InvalidRequestError(
+            "a category cannot inherit from itself, nor from one below it",
+            reason="PARENT_CYCLE",
+            field="parent",
+        )
+    after = {**parents, category_id: parent_id}
+    height = max(_depth(after, key) for key in moved)
+    if height > DEPTH_MOST:
+        raise InvalidRequestError(
+            f"categories inherit over at most {DEPTH_MOST} levels, not {height}",
+            reason="PARENT_TOO_DEEP",
+            field="parent",
+        )
+
+
+def _depth(parents: Mapping[int, int | None], category_id: int) -> int:
+    depth, current = 0, parents.get(category_id)
+    while current is not None:
+        depth, current = depth + 1, parents.get(current)
+    return depth + 1
