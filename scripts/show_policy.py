@@ -28,6 +28,7 @@ _ENUMS = {
     "ttl_mode": (pb.TtlMode, "TTL_MODE_"),
     "eviction": (pb.Eviction, "EVICTION_"),
     "on_wrong": (pb.WrongAction, "WRONG_ACTION_"),
+    "max_wrong_of": (pb.WrongBasis, "WRONG_BASIS_"),
 }
 _FLAGS = {"true": True, "false": False}
 

@@ -19,6 +19,8 @@ from service.embedder import Embedder
 from service.errors import DeadlineError, StoreUnavailableError
 from service.leases import Leases
 from service.refresher import Refresher, Replicas
+from service.request_samples import RequestSamples
+from service.rule_learning import RuleLearner
 from service.search import VectorSearch
 from service.shift_watch import ShiftWatch
 from service.writer import Writer
@@ -52,6 +54,10 @@ class Application:
             on_commit=self.replicas.on_commit,
         )
         self.compactor = Compactor(config)
+        self.samples = RequestSamples()
+        self.learner = RuleLearner(
+            self.engine, replicas=self.replicas.all, samples=self.samples, clock=clock_ms
+        )
         self.refresher = Refresher(
             self.engine,
             config,
@@ -59,6 +65,7 @@ class Application:
             writer=self.writer,
             accesses=self.accesses,
             compactor=self.compactor,
+            learner=self.learner,
             shifts=ShiftWatch(self.engine, config, accesses=self.accesses, clock=clock_ms),
             clock=clock_ms,
         )
@@ -74,6 +81,7 @@ class Application:
             clock=clock_ms,
             min_seq_wait_seconds=config.refresh.min_seq_wait_seconds,
             leases=self.leases,
+            samples=self.samples,
         )
         self.search = VectorSearch(
             self.engine,
@@ -94,6 +102,7 @@ class Application:
             undo.callback(self.engine.dispose)
             check_schema(self.engine)
             self.replicas.follow()
+            self.learner.step()  # what was judged before counts from the first lookup on
             if self.embedder is not None:
                 undo.callback(self.embedder.stop)
                 self.embedder.start()

@@ -9,29 +9,34 @@ from dataclasses import dataclass
 from index.planner import SearchPath
 from index.requests import Match
 from service.accesses import AccessLog
+from service.decision_rules import RuleSource
 from service.embedder import Embedder
 from service.embedding import check_input, embed_inputs
 from service.errors import DeadlineError, InvalidRequestError
-from service.finding import (
-    Found,
-    Lookup,
-    LookupMode,
-    LookupQuery,
-    LookupReason,
-    find,
-    find_fingerprint,
-    fingerprint_of,
-    partitions_of,
-    to_lookup,
-)
-from service.leases import Leases, Question, Turn, Wait
+from service.evidence import NO_SKETCH, Evidence, pack_evidence, sketch_of
+from service.explaining import explain
+from service.finding import find, find_fingerprint, fingerprint_of, partitions_of, to_lookup
+from service.leases import Leases, Question, RefreshTurns, Turn, Wait
+from service.lookup import Found, Lookup, LookupMode, LookupQuery, LookupReason
 from service.payload import unpack_payload
 from service.replica import CacheReplica, CacheState
+from service.request_samples import RequestSamples
+from service.risk import Risk
 from service.tokens import LookupToken, sign_token
 
 _HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
 # Misses that take a lease: where nothing could be served. In shadow mode every caller computes anyway.
-_LEASED = (LookupReason.BEYOND_THRESHOLD, LookupReason.NO_CANDIDATE, LookupReason.UNVERIFIED)
+_LEASED = (
+    LookupReason.BEYOND_THRESHOLD,
+    LookupReason.NO_CANDIDATE,
+    LookupReason.UNVERIFIED,
+    LookupReason.STALE,
+    LookupReason.EXPLORED,
+    LookupReason.RISKY,
+    LookupReason.DISTRUSTED,
+)
+_REFRESH_SECONDS = 30.0  # so long one caller computes anew what is served past its refresh time
+_REFRESH_TURNS = 65_536
 _LONE_LEASES = 256
 _WAIT_SHARE = 0.9  # of the time that is left: the answer of who waited in vain must reach its caller
 _COUNTED_AS = {
@@ -46,9 +51,10 @@ _COUNTED_AS = {
 class LookupAnswer:
     """What a lookup answers; `entry` is the entry served, or that would have been (REFRESH, SHADOW, STALE).
 
-    refresh_due: the entry is served past its refresh time.
-    is_mapped: distance and threshold are those of the query mapped to the space of the embedder before.
-    probability: what the verifier says of the most probable entry; None where it was not asked, or failed.
+    refresh_due: the entry is served past its refresh time, and this caller is to compute it anew. risk,
+    risk_limit: of the best entry by a learned rule. is_mapped: distance and threshold are those of the query
+    mapped to the space of the embedder before. probability: what the verifier says of the most probable
+    entry; None where it was not asked, or failed.
     """
 
     reason: LookupReason
@@ -62,6 +68,10 @@ class LookupAnswer:
     path: SearchPath | None = None
     candidates_examined: int = 0
     token: str = ""
+    rule_source: RuleSource | None = None
+    risk: Risk | None = None
+    risk_limit: float | None = None
+    explanation: str = ""
     generation: str = ""
     lease_token: str = ""
     seq: int = 0
@@ -113,8 +123,12 @@ class SemanticCache:
         clock: Callable[[], int],
         min_seq_wait_seconds: float,
         leases: Leases | None = None,
+        samples: RequestSamples | None = None,
     ) -> None:
-        """leases: of all lookups of the process; None: of these alone, and nobody waits."""
+        """leases: of all lookups of the process; None: of these alone, and nobody waits. samples: that rules
+        are learned for; None: nothing is."""
+        self._samples = samples
+        self._refreshes = RefreshTurns(max_turns=_REFRESH_TURNS)
         self._leases = leases or Leases(max_per_category=_LONE_LEASES, max_waiting=0)
         self._accesses = accesses
         self._embedder = embedder
@@ -251,9 +265,14 @@ class SemanticCache:
             is_stricter=lookup.threshold < lookup.category.policy.threshold,
         )
         entry, content_type, response, token = "", "", b"", ""
-        if found is not None and match is not None:
-            entry, content_type, response = unpack_payload(match.payload)
-            token = self._token(state, lookup, found, match, seq=seq)
+        if found is not None:
+            if match is not None:
+                entry, content_type, response = unpack_payload(match.payload)
+            judged = match or found.candidate
+            if judged is not None:
+                token = self._token(state, lookup, found, judged, seq=seq, was_served=is_hit)
+            if found.features and self._samples is not None:
+                self._samples.add(lookup.category.id, found.features)
         return LookupAnswer(
             reason=reason,
             threshold=_applied(lookup, found),
@@ -270,10 +289,30 @@ class SemanticCache:
             generation=state.index.generation or "",
             seq=seq,
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
-            refresh_due=is_hit and found is not None and found.refresh_due,
+            refresh_due=is_hit and found is not None and found.refresh_due and self._takes_turn(match),
+            rule_source=found.rule_source if found else None,
+            risk=found.risk if found else None,
+            risk_limit=found.risk_limit if found else None,
+            explanation=explain(reason, lookup, found, rule=state.rules.get(lookup.category.id))
+            if lookup.query.explain
+            else "",
         )
 
-    def _token(self, state: CacheState, lookup: Lookup, found: Found, match: Match, *, seq: int) -> str:
+    def _takes_turn(self, match: Match | None) -> bool:
+        """Whether this caller, alone for a while, computes anew what it is served."""
+        return match is not None and self._refreshes.try_take(match.entry_id, seconds=_REFRESH_SECONDS)
+
+    def _token(
+        self, state: CacheState, lookup: Lookup, found: Found, match: Match, *, seq: int, was_served: bool
+    ) -> str:
+        vector = lookup.embedded.vector if lookup.embedded else lookup.query.source.embedding
+        evidence = Evidence(
+            was_served=was_served,
+            is_explored=found.reason is LookupReason.EXPLORED,
+            judge=found.judge,
+            sketch=NO_SKETCH if vector is None else sketch_of(vector),
+            features=found.features,
+        )
         token = LookupToken(
             cache_id=state.record.id,
             category_id=lookup.category.id,
@@ -284,6 +323,7 @@ class SemanticCache:
             threshold=_applied(lookup, found),
             generation=state.index.generation or "",
             query_code=b"" if found.query_code is None else found.query_code.tobytes(),
+            evidence=pack_evidence(evidence),
         )
         return sign_token(token, state.record.token_key)
 

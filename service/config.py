@@ -136,6 +136,7 @@ class RefreshConfig:
     """How often a replica follows the store, and how far a read waits for it."""
 
     feed_seconds: float = 0.05
+    verdicts_seconds: float = 0.25
     accesses_seconds: float = 1.0
     expiry_seconds: float = 5.0
     min_seq_wait_seconds: float = 2.0
@@ -145,6 +146,7 @@ class RefreshConfig:
         _positive(
             "refresh",
             feed_seconds=self.feed_seconds,
+            verdicts_seconds=self.verdicts_seconds,
             accesses_seconds=self.accesses_seconds,
             expiry_seconds=self.expiry_seconds,
             min_seq_wait_seconds=self.min_seq_wait_seconds,

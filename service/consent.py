@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +18,13 @@ SHORTLIST = 16
 """Entries within the threshold that a verifier is asked about, the nearest ones."""
 
 
-class Consent(NamedTuple):
-    """What a verifier says of the most probable entry; None where it says nothing."""
-
-    match: Match
-    probability: float
-
-
-def most_probable(
+def probabilities_of(
     verifier: Verifier, matches: Sequence[Match], *, vector: NDArray[np.float32], text: str
-) -> Consent | None:
-    """The match that most probably may answer, of equal ones the nearest; None where that cannot be said.
+) -> list[float] | None:
+    """How probable it is that each match may answer; None where that cannot be said.
 
-    matches: at least one, ascending by distance, with vectors. vector: float32 [dim], unit, and text, ""
-    where unknown, are the query's. No failure of the verifier looks like consent.
+    matches: at least one, with vectors. vector: float32 [dim], unit, and text, "" where unknown, are the
+    query's. No failure of the verifier looks like consent.
     """
     stored = np.stack([match.vector for match in matches if match.vector is not None])  # [n, dim]
     words = known_text(text)
@@ -50,5 +42,4 @@ def most_probable(
     if probabilities.shape != (len(matches),) or not np.isfinite(probabilities).all():
         logger.warning("verifier %s gave no probability to each entry", verifier.verifier_id)
         return None
-    best = int(np.argmax(probabilities))  # the first of equal ones
-    return Consent(matches[best], float(probabilities[best]))
+    return [float(probability) for probability in probabilities]

@@ -17,10 +17,10 @@ from index.planner import SearchPath
 from service.admission import Admission
 from service.cache import LookupAnswer, check_threshold
 from service.coding import STORED_DTYPE
+from service.decision_rules import RuleSource
 from service.embedding import DEFAULT_MODALITY, Input, default_fingerprint
 from service.errors import InvalidRequestError
 from service.expiration import refresh_time
-from service.finding import LookupMode, LookupQuery, LookupReason
 from service.keys import (
     ENTRY_PATTERN,
     cache_name,
@@ -29,6 +29,7 @@ from service.keys import (
     parse_cache,
     parse_child,
 )
+from service.lookup import LookupMode, LookupQuery, LookupReason
 from service.policy import Policy
 from service.records import CategoryRecord, EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
@@ -65,6 +66,9 @@ _REASONS = {
     reason: cast(cache_pb.LookupReason, cache_pb.LookupReason.Value(f"LOOKUP_REASON_{reason.name}"))
     for reason in LookupReason
 }
+RULE_SOURCES = {
+    source: cast(pb.RuleSource, pb.RuleSource.Value(f"RULE_SOURCE_{source.name}")) for source in RuleSource
+}
 _PATHS = {path: cast(pb.SearchPath, pb.SearchPath.Value(f"SEARCH_PATH_{path.name}")) for path in SearchPath}
 _PATHS_BY_NUMBER: dict[int, SearchPath] = {number: path for path, number in _PATHS.items()}
 _CODE_KINDS = (
@@ -100,6 +104,7 @@ class StoreItem:
     category: str
     source: Input
     values: dict[str, Any]
+    lookup_token: str = ""
 
 
 def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
@@ -128,6 +133,7 @@ def to_lookup(request: cache_pb.LookupRequest) -> tuple[str, LookupQuery]:
         min_seq=request.min_seq,
         lease_seconds=lease_ms / 1000,
         wait_seconds=wait_ms / 1000,
+        explain=request.explain,
     )
 
 
@@ -152,6 +158,12 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         seq=answer.seq,
         latency_us=answer.latency_us,
         refresh_due=answer.refresh_due,
+        rule_source=RULE_SOURCES[answer.rule_source] if answer.rule_source else pb.RULE_SOURCE_UNSPECIFIED,
+        risk=answer.risk.probability if answer.risk else None,
+        risk_low=answer.risk.low if answer.risk else None,
+        risk_high=answer.risk.high if answer.risk else None,
+        risk_limit=answer.risk_limit,
+        explanation=answer.explanation,
     )
 
 
@@ -174,14 +186,21 @@ def to_store(request: cache_pb.StoreRequest, *, max_response_bytes: int) -> Stor
         "request_digest": _store_digest(request),
     }
     check_lease_token(request.lease_token)
-    return StoreItem(cache=cache, category=category, source=entry_input(entry), values=values)
+    return StoreItem(
+        cache=cache,
+        category=category,
+        source=entry_input(entry),
+        values=values,
+        lookup_token=request.lookup_token,
+    )
 
 
 def _store_digest(request: cache_pb.StoreRequest) -> bytes:
-    """16 bytes of what is to be stored: a repeat may name another lease."""
-    if request.lease_token:
+    """16 bytes of what is to be stored: a repeat may name another lease, or lookup."""
+    if request.lease_token or request.lookup_token:
         request = cache_pb.StoreRequest.FromString(request.SerializeToString())
         request.ClearField("lease_token")
+        request.ClearField("lookup_token")
     return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
 
 

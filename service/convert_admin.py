@@ -8,8 +8,9 @@ from nearhit.v1 import resources_pb2 as pb
 
 from index.vector_index import VectorIndex
 from service.category_shift import load_alarm
-from service.convert import KEY_BYTES, check_text, to_timestamp
+from service.convert import KEY_BYTES, RULE_SOURCES, check_text, to_timestamp
 from service.convert_policy import inherited_fields, set_policy
+from service.decision_rules import DecisionRule
 from service.errors import InvalidRequestError
 from service.keys import cache_name, child_name
 from service.records import (
@@ -101,8 +102,14 @@ def from_cache(record: CacheRecord) -> pb.Cache:
     )
 
 
-def from_category(cache: str, record: CategoryRecord, *, shift: ShiftRecord | None = None) -> pb.Category:
-    """A category. shift: None where it is not watched."""
+def from_category(
+    cache: str,
+    record: CategoryRecord,
+    *,
+    shift: ShiftRecord | None = None,
+    rule: DecisionRule | None = None,
+) -> pb.Category:
+    """A category. shift: None where it is not watched. rule: None where none was learned."""
     category = pb.Category(
         name=child_name(cache, "categories", record.name),
         parent=child_name(cache, "categories", record.parent) if record.parent else "",
@@ -117,9 +124,22 @@ def from_category(cache: str, record: CategoryRecord, *, shift: ShiftRecord | No
         etag=str(record.version),
     )
     set_policy(category, record.policy)
+    if record.policy.max_wrong is not None:
+        category.rule.CopyFrom(_from_rule(rule))
     if shift is not None:
         category.shift.CopyFrom(from_shift(shift))
     return category
+
+
+def _from_rule(rule: DecisionRule | None) -> pb.DecisionRule:
+    if rule is None:
+        return pb.DecisionRule(source=pb.RULE_SOURCE_COLD)
+    return pb.DecisionRule(
+        source=RULE_SOURCES[rule.source],
+        risk_limit=rule.risk_limit,
+        judged_count=rule.judged_count,
+        wrong_count=rule.wrong_count,
+    )
 
 
 def from_shift(record: ShiftRecord) -> pb.Shift:

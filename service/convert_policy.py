@@ -17,6 +17,7 @@ from service.convert import (
 from service.errors import InvalidRequestError
 from service.keys import cache_name, child_name, parse_child
 from service.policy import Policy, Value, check_own
+from service.promise import HITS, REQUESTS
 from service.records import CategoryRecord, PolicyChangeRecord
 
 _EVICTIONS: dict[int, str] = {
@@ -29,6 +30,10 @@ _WRONG_ACTIONS: dict[int, str] = {
     pb.WRONG_ACTION_KEEP: "keep",
     pb.WRONG_ACTION_DEMOTE: "demote",
     pb.WRONG_ACTION_REMOVE: "remove",
+}
+_BASES: dict[int, str] = {
+    pb.WRONG_BASIS_HITS: HITS,
+    pb.WRONG_BASIS_REQUESTS: REQUESTS,
 }
 _OPERATIONS = {
     "create": admin_pb.PolicyChange.OPERATION_CREATE,
@@ -115,6 +120,12 @@ _FIELDS = {
     "min_cost": _plain("min_cost"),
     "second_sighting": _plain("second_sighting"),
     "on_wrong": _enum("on_wrong", _WRONG_ACTIONS),
+    "max_wrong": _plain("max_wrong"),
+    "max_wrong_of": _enum("max_wrong_of", _BASES),
+    "confidence": _plain("confidence"),
+    "exploration": _plain("exploration"),
+    "cold_threshold": _plain("cold_threshold"),
+    "compare_responses": _plain("compare_responses"),
 }
 
 

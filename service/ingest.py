@@ -14,9 +14,12 @@ from service.application import Application
 from service.coding import code_rows, to_stored
 from service.convert import StoreItem
 from service.embedding import Input, embed_inputs
+from service.judging import compare_responses
 from service.records import Coding, NewEntry, StoredEntry
 from service.replica import CacheReplica, CacheState
 from service.store import import_entries, store_entries
+from service.tokens import read_token
+from service.transaction import CacheTransaction
 
 
 def submit_stores(
@@ -29,12 +32,17 @@ def submit_stores(
         EmbedderUnavailableError: one has only a text, and it cannot be embedded.
         OverloadedError: the queue is full.
     """
+    key = replica.state.record.token_key
+    tokens = [read_token(item.lookup_token, key) if item.lookup_token else None for item in items]
     rows = new_entries(app, replica, items, timeout_seconds=timeout_seconds)
-    cache_id = replica.state.record.id
     admitted = partial(admit, sightings=app.sightings)
-    return rows, app.writer.submit(
-        cache_id, lambda tx: store_entries(tx, rows, admit=admitted), row_count=len(rows)
-    )
+
+    def apply(tx: CacheTransaction) -> list[StoredEntry]:
+        if any(tokens):
+            compare_responses(tx, list(zip(tokens, rows, strict=True)))
+        return store_entries(tx, rows, admit=admitted)
+
+    return rows, app.writer.submit(replica.state.record.id, apply, row_count=len(rows))
 
 
 def submit_imports(

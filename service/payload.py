@@ -80,6 +80,17 @@ def payload_facts(payload: bytes) -> Facts:
     return Facts(create_ms, bool(flags & _DEMOTED))
 
 
+def response_key(payload: bytes) -> int:
+    """Equal for equal responses, within this process."""
+    name_size, type_size = _HEADER.unpack_from(payload)
+    start = _HEADER.size + (name_size & _NAME_SIZE) + type_size
+    if name_size & _HAS_FACTS:
+        start += _FACTS.size
+    if name_size & _HAS_TEXT:
+        start += _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(payload, start)[0]
+    return hash(payload[start:])
+
+
 def payload_text(payload: bytes) -> str:
     """The text of the row's entry; empty where it is not known."""
     name_size, type_size = _HEADER.unpack_from(payload)

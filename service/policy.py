@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.errors import DamagedPolicyError, InvalidRequestError
+from service.promise import BASES, HITS, Target
 
 DEPTH_MOST = 8
 """Categories from a root down to the deepest one below it."""
@@ -18,6 +19,9 @@ DEPTH_MOST = 8
 TTL_MODE_NAMES = ("absolute", "sliding")
 EVICTIONS = ("lru", "lfu", "fifo", "cost")
 WRONG_ACTIONS = ("keep", "demote", "remove")
+
+TARGET_THRESHOLD = 0.5
+"""Default threshold of a category with a target: beyond it entries say nothing of each other."""
 
 Value = float | int | bool | str
 OwnPolicy = Mapping[str, Value]
@@ -32,7 +36,11 @@ class Policy:
 
     min_probability: in (0, 1], at which a verifier consents to a hit; None: none is asked. refresh_after_ms:
     age from which an entry is due for a refresh; None: never. stale_while_revalidate: then it is served all
-    the same. second_sighting: a request is stored only when it is seen again.
+    the same. second_sighting: a request is stored only when it is seen again. max_wrong: share of wrong
+    answers, of `max_wrong_of`, that is promised with `confidence`; None: nothing is, and the threshold alone
+    decides. exploration: share of would-be hits that are computed to learn from. cold_threshold: decides
+    while too little is known. compare_responses: a response that is stored for a lookup says, by being equal
+    or not, whether what that lookup found would have been right.
     """
 
     threshold: float = 0.10
@@ -48,6 +56,19 @@ class Policy:
     min_cost: float = 0.0
     second_sighting: bool = False
     on_wrong: str = "keep"  # of WRONG_ACTIONS
+    max_wrong: float | None = None
+    max_wrong_of: str = HITS  # of BASES
+    confidence: float = 0.95
+    exploration: float = 0.02
+    cold_threshold: float = 0.02
+    compare_responses: bool = False
+
+    @property
+    def target(self) -> Target | None:
+        """What the operator asks for in the place of a threshold; None: the threshold decides."""
+        if self.max_wrong is None:
+            return None
+        return Target(wrong_share=self.max_wrong, basis=self.max_wrong_of, confidence=self.confidence)
 
 
 class _Rule(NamedTuple):
@@ -102,6 +123,14 @@ _RULES = {
     "min_cost": _Rule(_number(lambda value: value >= 0), "finite and not negative", "INVALID_COST"),
     "second_sighting": _flag(),
     "on_wrong": _one_of(WRONG_ACTIONS),
+    "max_wrong": _Rule(_number(lambda value: 0 < value <= 0.5), "in (0, 0.5]", "INVALID_TARGET"),
+    "max_wrong_of": _one_of(BASES),
+    "confidence": _Rule(_number(lambda value: 0.5 <= value < 1), "in [0.5, 1)", "INVALID_TARGET"),
+    "exploration": _Rule(_number(lambda value: 0 <= value <= 0.5), "in [0, 0.5]", "INVALID_TARGET"),
+    "cold_threshold": _Rule(
+        _number(lambda value: 0 <= value <= 2), "a cosine distance in [0, 2]", "INVALID_THRESHOLD"
+    ),
+    "compare_responses": _flag(),
 }
 FIELDS = tuple(Policy.__dataclass_fields__)
 assert tuple(_RULES) == FIELDS  # every field has a rule
@@ -144,6 +173,8 @@ def resolve(chain: Iterable[OwnPolicy]) -> Policy:
         for name in FIELDS:
             if name in own:
                 found.setdefault(name, own[name])
+    if "max_wrong" in found:
+        found.setdefault("threshold", TARGET_THRESHOLD)
     return Policy(**found)  # type: ignore[arg-type]  # the rules have looked at each value
 
 

@@ -21,6 +21,7 @@ from service.feed import prune_changes
 from service.keys import cache_name
 from service.replica import CacheReplica, read_versions
 from service.rows import read_cache
+from service.rule_learning import RuleLearner
 from service.shift_watch import ShiftWatch
 from service.tables import requests
 from service.writer import Writer
@@ -117,7 +118,7 @@ class Replicas:
 
 class Refresher:
     """The background threads: one follows the feed, one opens generations (which may take long) and has them
-    built, one writes.
+    built, one follows verdicts and learns rules, one writes.
 
     An unreachable database stops nothing: lookups go on, and they try again.
     """
@@ -133,6 +134,7 @@ class Refresher:
         compactor: Compactor,
         clock: Callable[[], int],
         shifts: ShiftWatch | None = None,
+        learner: RuleLearner | None = None,
     ) -> None:
         self._engine = engine
         self._config = config
@@ -141,6 +143,7 @@ class Refresher:
         self._writer = writer
         self._accesses = accesses
         self._shifts = shifts
+        self._learner = learner
         self._clock = clock
         self._stopped = threading.Event()
         refresh = config.refresh
@@ -151,6 +154,7 @@ class Refresher:
                 (refresh.accesses_seconds, replicas.open_new_generations),
                 (config.compaction.check_seconds, self.compact),
             ),
+            self._thread("verdicts", (refresh.verdicts_seconds, self.follow_verdicts)),
             self._thread(
                 "upkeep",
                 (refresh.accesses_seconds, self.write_accesses),
@@ -203,6 +207,11 @@ class Refresher:
         """See whether what is looked up has shifted. Raises: StoreUnavailableError."""
         if self._shifts is not None:
             self._shifts.step()
+
+    def follow_verdicts(self) -> None:
+        """Have what was judged count. Raises: StoreUnavailableError."""
+        if self._learner is not None:
+            self._learner.step()
 
     def compact(self) -> None:
         """Have a generation built where one pays, and see what the last build came to.

@@ -24,9 +24,11 @@ from index.vector_index import VectorIndex
 from service.coding import EncoderSet
 from service.config import SearchConfig
 from service.database import reading
+from service.decision_rules import DecisionRule
 from service.dropped_generations import is_dropped, remove_dropped
 from service.embedder_maps import ServedMap, read_served_maps
 from service.errors import NotCaughtUpError, NotFoundError
+from service.false_hits import FalseHits
 from service.feed import FeedPage, FeedPrunedError, read_changes
 from service.records import CacheRecord, CategoryRecord
 from service.registry import ACTIVE
@@ -63,7 +65,7 @@ class CacheState:
     """What a request works on: one reference, never changed, only replaced.
 
     verifiers: the active one of each space, but for those that cannot be loaded. maps: by the space of the
-    queries that they map, likewise.
+    queries that they map, likewise. rules, false_hits: by row id of the category, where there are any.
     """
 
     record: CacheRecord
@@ -73,6 +75,8 @@ class CacheState:
     index: VectorIndex
     verifiers: Mapping[str, Verifier] = field(default_factory=dict)
     maps: Mapping[str, ServedMap] = field(default_factory=dict)
+    rules: Mapping[int, DecisionRule] = field(default_factory=dict)
+    false_hits: Mapping[int, FalseHits] = field(default_factory=dict)
 
     def category(self, name: str) -> CategoryRecord:
         """The category of that name. Raises: NotFoundError."""
@@ -163,6 +167,11 @@ class CacheReplica:
         """Read settings, categories and encoders again. Raises: StoreUnavailableError, NotFoundError."""
         with self._lock, reading(self._engine) as connection:
             self.state = self._read_settings(connection, self.state)
+
+    def use_rules(self, rules: Mapping[int, DecisionRule], false_hits: Mapping[int, FalseHits]) -> None:
+        """Decide by these from now on."""
+        with self._lock:
+            self.state = replace(self.state, rules=rules, false_hits=false_hits)
 
     def open_new_generation(self, *, threads: int = 1) -> bool:
         """Serve the current generation if it is not the one served; False where there is none to open.

@@ -10,19 +10,13 @@ from sqlalchemy import Connection, and_, bindparam, insert, select, update
 from service import expiration, quota
 from service.accesses import Accesses
 from service.admission import Admission, Admit
-from service.coding import from_stored, vectors_of
 from service.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from service.eviction import worth, worth_column
 from service.keys import child_name, fingerprint_key
-from service.learned_rows import is_forgotten
-from service.records import NewEntry, Operation, RecordedVerdict, Selection, StoredEntry
+from service.records import NewEntry, Operation, Selection, StoredEntry
 from service.selection import select_rows
-from service.spaces import modality_of
-from service.tables import categories, entries, entry_tags, feedback, requests, responses
+from service.tables import categories, entries, entry_tags, requests, responses
 from service.transaction import ID_CHUNK, CacheTransaction
-
-DISTANCE_TOLERANCE = 5e-3
-"""Of a cosine distance between float16 vectors and the one that an index told, whose rows may be int8."""
 
 _NOTHING_STORED = StoredEntry(name="", seq=0, create_ms=0, expire_ms=0, ttl_ms=None, ttl_mode="")
 
@@ -140,75 +134,6 @@ def record_accesses(tx: CacheTransaction, accesses: Accesses) -> None:
         if category_id in known:
             counted = {column: categories.c[column] + count}
             tx.connection.execute(update(categories).where(categories.c.id == category_id).values(**counted))
-
-
-def record_feedback(
-    tx: CacheTransaction, values: dict[str, Any], *, query_modality: str = "", query_space: str = ""
-) -> RecordedVerdict:
-    """Keep a verdict, unless the same lookup had one already; its query only as half of a pair: the entry is
-    there, of the same embedder, is not the query itself, and as far from it as the lookup found. A wrong
-    answer is demoted or removed where the category's policy says so; a right one is demoted no longer.
-
-    values: columns of `feedback`. query_modality: that was judged; empty: no query was given. query_space: of
-    `query_vector`, where that is given (`spaces`).
-    Raises:
-        NotFoundError: the category is gone, or the entry was forgotten.
-        InvalidRequestError: the query is of another modality than the entry.
-    """
-    category = tx.category(values["category_id"])
-    if is_forgotten(tx.connection, tx.cache_id, values["entry_id"]):
-        raise NotFoundError("the entry of this lookup was forgotten", reason="ENTRY_NOT_FOUND")
-    known = select(feedback.c.id).where(
-        feedback.c.cache_id == tx.cache_id, feedback.c.lookup_digest == values["lookup_digest"]
-    )
-    if tx.connection.execute(known).first() is not None:
-        return RecordedVerdict(is_first=False)
-    if query_modality:
-        of_entry = (entries.c.cache_id == tx.cache_id, entries.c.id == values["entry_id"])
-        entry = tx.connection.execute(select(entries.c.modality, entries.c.vector).where(*of_entry)).first()
-        if entry is not None and modality_of(entry.modality) != query_modality:
-            raise InvalidRequestError(
-                f"the query is of the modality {query_modality!r}, the entry of"
-                f" {modality_of(entry.modality)!r}",
-                reason="MODALITY_MISMATCH",
-            )
-        query = values.get("query_vector")
-        if (
-            entry is None
-            or query is None
-            or entry.modality != query_space
-            or query == entry.vector
-            or not _is_so_far(query, entry.vector, values["distance"])
-        ):
-            values = {**values, "query_vector": None}
-    tx.connection.execute(insert(feedback).values(cache_id=tx.cache_id, create_ms=tx.now_ms, **values))
-    _act_on_verdict(tx, values["entry_id"], values["verdict"], on_wrong=category.policy.on_wrong)
-    return RecordedVerdict(is_first=True, query_kept=values.get("query_vector") is not None)
-
-
-def _act_on_verdict(tx: CacheTransaction, row_id: int, verdict: str, *, on_wrong: str) -> None:
-    if verdict == "wrong" and on_wrong == "remove":
-        tx.delete([row_id])
-    elif verdict == "wrong" and on_wrong == "demote":
-        _set_demoted(tx, row_id, tx.now_ms)
-    elif verdict == "right":
-        _set_demoted(tx, row_id, None)
-
-
-def _set_demoted(tx: CacheTransaction, row_id: int, demote_ms: int | None) -> None:
-    """Demote an entry, or no longer; followers read the row again where that changes something."""
-    differs = entries.c.demote_ms.is_not(None) if demote_ms is None else entries.c.demote_ms.is_(None)
-    row = and_(entries.c.cache_id == tx.cache_id, entries.c.id == row_id, differs)
-    if tx.connection.execute(update(entries).where(row).values(demote_ms=demote_ms)).rowcount:
-        tx.record(Operation.UPSERT, [row_id])
-
-
-def _is_so_far(query: bytes, vector: bytes, distance: float) -> bool:
-    """Whether two stored vectors are as far from each other, a cosine distance, as the lookup found them."""
-    if len(query) != len(vector):
-        return False
-    first, second = from_stored(vectors_of([query, vector]))
-    return abs(1 - float(first @ second) - distance) <= DISTANCE_TOLERANCE
 
 
 def entry_name(connection: Connection, row_id: int) -> str | None:

@@ -325,13 +325,29 @@ policy_changes = Table(
     Column("version", BigInteger, nullable=False),  # the etag after it; of a deletion, before it
     Column("create_ms", BigInteger, nullable=False),
     Column("operation", String(8), nullable=False),  # create | update | delete
-    Column(
-        "before", Text, nullable=False
-    ),  # as `policy` of categories, with the parent; empty: there was none
+    # As `policy` of categories, with the parent; empty: there was none.
+    Column("before", Text, nullable=False),
     Column("after", Text, nullable=False),
     Column("principal", Text, nullable=False),  # who; empty: not known
     Index(None, "cache_id", "id"),
     sqlite_autoincrement=True,
+)
+
+# How categories with a target decide: learned from feedback; see service.decision_rules.
+decision_rules = Table(
+    "decision_rules",
+    metadata,
+    _cache_ref(primary_key=True),
+    Column(
+        "category_id",
+        RowId,
+        ForeignKey("categories.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("version", BigInteger, nullable=False),  # changes with every rule
+    Column("content", Text, nullable=False),
+    Column("update_ms", BigInteger, nullable=False),
 )
 
 jobs = Table(
@@ -373,7 +389,9 @@ feedback = Table(
     Column("seq", BigInteger, nullable=False),
     Column("create_ms", BigInteger, nullable=False),
     Column("query_vector", LargeBinary),  # what was asked, as vectors of entries; None: not known
+    Column("evidence", LargeBinary),  # of service.evidence; None: of a program that had none
     UniqueConstraint("cache_id", "lookup_digest"),
+    Index("ix_feedback_cache_id_id", "cache_id", "id"),
     # What an encoder may learn from, among however many verdicts without a query.
     Index(
         "ix_feedback_pairs",

@@ -1,7 +1,8 @@
 """Lookup tokens: what a verdict needs to know of its lookup, signed, so that any replica takes it.
 
 A token is base64url of: version, cache and category and entry row ids, seq, time in nanoseconds, distance,
-threshold, generation, query code, then the first 16 bytes of an HMAC-SHA256 over all before it.
+threshold, generation, query code, evidence (see there), then the first 16 bytes of an HMAC-SHA256 over all
+before it.
 """
 
 import base64
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 
 from service.errors import InvalidRequestError
 
-_FIELDS = struct.Struct("<BqqqqqddBB")
-_VERSION = 1
+_FIELDS = struct.Struct("<BqqqqqddBBB")
+_VERSION = 2
 _SIGNATURE_BYTES = 16
 
 
@@ -31,6 +32,7 @@ class LookupToken:
     threshold: float
     generation: str
     query_code: bytes
+    evidence: bytes = b""
 
     @property
     def digest(self) -> bytes:
@@ -53,12 +55,13 @@ def read_token(text: str, key: bytes) -> LookupToken:
     content, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
     if len(content) < _FIELDS.size or not hmac.compare_digest(signature, _signature(content, key)):
         raise _invalid()
-    version, cache_id, category_id, entry_id, seq, time_ns, distance, threshold, name_size, code_size = (
-        _FIELDS.unpack_from(content)
+    version, cache_id, category_id, entry_id, seq, time_ns, distance, threshold, *sizes = _FIELDS.unpack_from(
+        content
     )
     rest = content[_FIELDS.size :]
-    if version != _VERSION or len(rest) != name_size + code_size:
+    if version != _VERSION or len(rest) != sum(sizes):
         raise _invalid()
+    name_size, code_size, _ = sizes
     return LookupToken(
         cache_id=cache_id,
         category_id=category_id,
@@ -68,7 +71,8 @@ def read_token(text: str, key: bytes) -> LookupToken:
         distance=distance,
         threshold=threshold,
         generation=rest[:name_size].decode(),
-        query_code=rest[name_size:],
+        query_code=rest[name_size : name_size + code_size],
+        evidence=rest[name_size + code_size :],
     )
 
 
@@ -85,8 +89,9 @@ def _encode(token: LookupToken) -> bytes:
         token.threshold,
         len(generation),
         len(token.query_code),
+        len(token.evidence),
     )
-    return fields + generation + token.query_code
+    return fields + generation + token.query_code + token.evidence
 
 
 def _signature(content: bytes, key: bytes) -> bytes:

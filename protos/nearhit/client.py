@@ -84,6 +84,7 @@ class Client:
         min_seq: int = 0,
         lease: timedelta | None = None,
         wait: timedelta | None = None,
+        explain: bool = False,
     ) -> cache_pb.LookupResponse:
         """Look up the answer to one question; embedding: float [dim], max_age: of the entry that answers.
 
@@ -113,6 +114,7 @@ class Client:
             min_seq=min_seq,
             lease=lease,
             wait=wait,
+            explain=explain,
         )
         answer: cache_pb.LookupResponse = self.call(self.semantic_cache.Lookup, request)
         return answer
@@ -140,6 +142,7 @@ class Client:
         cost: float = 0.0,
         model: str = "",
         completion: cache_pb.Completion = cache_pb.COMPLETION_COMPLETE,
+        lookup_token: str = "",
         lease_token: str = "",
         **fields: Any,
     ) -> cache_pb.StoreResponse:
@@ -158,6 +161,7 @@ class Client:
             cost=cost,
             model=model,
             completion=completion,
+            lookup_token=lookup_token,
             lease_token=lease_token,
             **fields,
         )
@@ -462,6 +466,7 @@ def lookup_request(
     min_seq: int = 0,
     lease: timedelta | None = None,
     wait: timedelta | None = None,
+    explain: bool = False,
 ) -> cache_pb.LookupRequest:
     """One lookup; embedding: float [dim]."""
     return cache_pb.LookupRequest(
@@ -475,6 +480,7 @@ def lookup_request(
         min_seq=min_seq,
         lease=_duration(lease),
         wait=_duration(wait),
+        explain=explain,
     )
 
 
@@ -490,6 +496,7 @@ def store_request(
     request_id: str = "",
     replace_entry: str = "",
     completion: cache_pb.Completion = cache_pb.COMPLETION_COMPLETE,
+    lookup_token: str = "",
     lease_token: str = "",
     **fields: Any,
 ) -> cache_pb.StoreRequest:
@@ -507,6 +514,7 @@ def store_request(
         request_id=request_id,
         replace_entry=f"caches/{cache}/entries/{replace_entry}" if replace_entry else "",
         completion=completion,
+        lookup_token=lookup_token,
         lease_token=lease_token,
     )
 

@@ -31,7 +31,7 @@ from service.categories import update_category
 from service.config import Config, load_config
 from service.database import open_engine, reading, writing
 from service.embedding import Input
-from service.finding import LookupQuery, LookupReason
+from service.lookup import LookupQuery, LookupReason
 from service.replica import CacheReplica
 from service.rows import read_cache
 from service.verifiers import activate_verifier, register_verifier

@@ -61,7 +61,7 @@ def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
             rows, pairs = unit_rows(archive["embeddings"]), archive["pairs"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise CommandError(f"{path}: no .npz of embeddings and pairs: {error}") from error
-    texts = _texts(path.with_suffix(".txt"), row_count=len(rows))
+    texts = read_question_texts(path.with_suffix(".txt"), row_count=len(rows))
     if quick:
         pairs = pairs[:QUICK_PAIRS]
         kept, local = np.unique(pairs[:, :2], return_inverse=True)
@@ -74,7 +74,7 @@ def load_fold(folder: Path, *, seed: int, quick: bool) -> PairsFold:
     return PairsFold(rows=rows, texts=texts, training=split.training, test=split.validation, seed=seed)
 
 
-def _texts(path: Path, *, row_count: int) -> list[str]:
+def read_question_texts(path: Path, *, row_count: int) -> list[str]:
     """Line i of the file for row i; all unknown where there is no file. Raises: CommandError."""
     if not path.is_file():
         return [""] * row_count

@@ -56,9 +56,17 @@ def write_plot(points: Sequence[PlotPoint], path: Path, *, title: str, recall_na
 
 
 def write_curves(
-    curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, title: str, x_name: str, y_name: str
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path,
+    *,
+    title: str,
+    x_name: str,
+    y_name: str,
+    ticks: bool = True,
 ) -> list[Path]:
     """Draw each method's points (x, y) as a line and write it as PNG and as SVG beside it.
+
+    ticks: one at the x of every point.
 
     Returns the two paths. Raises: CommandError without the extra `bench`.
     """
@@ -68,7 +76,8 @@ def write_curves(
         style = "--" if method.endswith(_ASYMMETRIC) else "-"
         colour = f"C{names.index(method.removesuffix(_ASYMMETRIC)) % 10}"
         axes.plot(*zip(*sorted(points), strict=True), style, marker="o", color=colour, label=method)
-    axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}))
+    if ticks:
+        axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}))
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     axes.set_title(title, fontsize="medium")

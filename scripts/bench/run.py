@@ -12,6 +12,7 @@ nearhit bench start               from a server's start to its first answer, at 
 nearhit bench swap                latency of lookups while a generation is built and swapped in
 nearhit bench crash               kill -9 while storing and deleting; what was acknowledged must stay
 nearhit bench update              lookups beside an update, and kill -9 of the worker: nothing may be lost
+nearhit bench cache --data DIR    streams of questions: hits and wrong ones, beside thresholds and rivals
 nearhit bench consent --data DIR  lookups that ask a verifier beside ones that do not
 """
 
@@ -33,6 +34,7 @@ BENCHES = (
     "crash",
     "update",
     "consent",
+    "cache",
 )
 
 

@@ -16,6 +16,7 @@ from service.application import Application, await_write, clock_ms, time_limit
 from service.convert import page_size
 from service.convert_policy import check_mask, from_policy_change, to_new_policy, to_policy_update
 from service.database import reading
+from service.decision_rules import read_rules
 from service.errors import InvalidRequestError
 from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child, parse_parent
 from service.paging import make_token, page_of, read_row_token
@@ -123,6 +124,7 @@ class AdminServicer(AdminServiceServicer):
             owner = read_cache(connection, cache)
             found = read_categories(connection, owner.id)
             shifts = read_shifts(connection, owner.id)
+            rules = read_rules(connection, owner.id, {})
         page, token = page_of(
             found,
             listing=f"{request.parent}/categories",
@@ -133,7 +135,10 @@ class AdminServicer(AdminServiceServicer):
         return admin_pb.ListCategoriesResponse(
             categories=[
                 convert.from_category(
-                    cache, record, shift=self._watched(shifts.get(record.id, ShiftRecord()))
+                    cache,
+                    record,
+                    shift=self._watched(shifts.get(record.id, ShiftRecord())),
+                    rule=rules.get(record.id),
                 )
                 for record in page
             ],
@@ -344,7 +349,9 @@ class AdminServicer(AdminServiceServicer):
 
     def _category(self, connection: Connection, cache: str, name: str) -> pb.Category:
         record = read_category(connection, read_cache(connection, cache), name)
-        return convert.from_category(cache, record, shift=self._watched(read_shift(connection, record)))
+        rule = read_rules(connection, record.cache_id, {}).get(record.id)
+        shift = self._watched(read_shift(connection, record))
+        return convert.from_category(cache, record, shift=shift, rule=rule)
 
     def _watched(self, shift: ShiftRecord) -> ShiftRecord | None:
         return shift if self._app.config.shift.enabled else None

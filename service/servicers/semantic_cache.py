@@ -1,6 +1,7 @@
 """SemanticCacheService: messages in, messages out; the work is done below."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,8 +19,9 @@ from service.coding import to_stored
 from service.convert_selection import to_near, to_selection
 from service.database import reading
 from service.embedding import Embedded, Input, embed_inputs
-from service.errors import EmbedderUnavailableError, InvalidRequestError
+from service.errors import EmbedderUnavailableError, InvalidRequestError, ServiceError
 from service.ingest import submit_imports, submit_stores
+from service.judging import record_feedback, verdict_columns
 from service.keys import child_name, parse_cache, parse_child, parse_parent
 from service.paging import make_token, read_row_token
 from service.records import PAIR_LABELS, Near
@@ -178,17 +180,7 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             raise InvalidRequestError("a verdict is required", reason="UNKNOWN_VALUE")
         replica, token = self._token_of(request.lookup_token)
         source = convert.to_input(request.query)
-        values: dict[str, Any] = {
-            "category_id": token.category_id,
-            "lookup_digest": token.digest,
-            "entry_id": token.entry_id,
-            "verdict": convert.VERDICTS[request.verdict],
-            "distance": token.distance,
-            "threshold": token.threshold,
-            "query_code": token.query_code or None,
-            "generation": token.generation,
-            "seq": token.seq,
-        }
+        values = verdict_columns(token, convert.VERDICTS[request.verdict])
         query = None
         if request.HasField("query"):
             query = self._judged_query(replica, source, timeout_seconds=time_limit(context) / 2)
@@ -198,7 +190,7 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             token.cache_id,
             lambda tx: (
                 store.entry_name(tx.connection, token.entry_id),  # the verdict may remove it
-                store.record_feedback(
+                record_feedback(
                     tx,
                     values,
                     query_modality=source.modality if request.HasField("query") else "",
@@ -207,6 +199,8 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             ),
         )
         name, verdict = await_write(answer, timeout_seconds=time_limit(context))
+        with suppress(ServiceError):  # it is kept: here it counts at once, at the latest with the next step
+            self._app.learner.follow(replica)
         entry = child_name(replica.state.record.name, "entries", name) if name else ""
         return cache_pb.RecordFeedbackResponse(
             entry=entry, recorded=verdict.is_first, query_kept=verdict.query_kept

@@ -104,7 +104,11 @@ def config_of() -> Callable[[StoreConfig], Config]:
                 address="127.0.0.1:0", grace_seconds=2.0, threads=8, max_response_bytes=100_000
             ),
             refresh=RefreshConfig(
-                feed_seconds=0.02, accesses_seconds=0.05, expiry_seconds=0.05, min_seq_wait_seconds=1.0
+                feed_seconds=0.02,
+                verdicts_seconds=0.02,
+                accesses_seconds=0.05,
+                expiry_seconds=0.05,
+                min_seq_wait_seconds=1.0,
             ),
         )
 

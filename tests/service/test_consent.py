@@ -26,9 +26,9 @@ from service.config import Config, SearchConfig, StoreConfig
 from service.consent import SHORTLIST
 from service.database import migrate, open_engine, reading, writing
 from service.embedding import Input
-from service.finding import LookupMode, LookupQuery, LookupReason
 from service.generations import build_index
 from service.keys import text_fingerprint
+from service.lookup import LookupMode, LookupQuery, LookupReason
 from service.payload import TEXT_CHARACTERS
 from service.policy import dump_own
 from service.replica import CacheReplica

@@ -29,7 +29,7 @@ from hashing.checkpoint import load_encoder
 from hashing.config import EncoderConfig
 from hashing.label_gate import LabelGateReport
 from hashing.trainer import TrainedEncoder, train_encoder
-from service import registry, store, tables
+from service import judging, registry, store, tables
 from service.check import check_cache
 from service.config import Config, SearchConfig, StoreConfig
 from service.database import reading, writing
@@ -102,7 +102,7 @@ def test_what_is_selected_goes_with_all_that_is_of_it_and_the_rest_stays(cache: 
             "generation": "",
             "seq": 1,
         }
-        cache.mutate(partial(store.record_feedback, values=verdict))
+        cache.mutate(partial(judging.record_feedback, values=verdict))
     changes = forget(cache, names=["gone"])
     assert (changes.entry_count, changes.feedback_count, changes.answer_count) == (1, 1, 1)
     assert (changes.learned_row_count, changes.destroyed, changes.renewed) == (0, (), {})
@@ -500,7 +500,7 @@ def test_a_verdict_on_a_forgotten_entry_is_refused(cache: StoreCache) -> None:
     forget(cache, names=["gone"])
     values = {"category_id": faq, "entry_id": row_id, "lookup_digest": bytes(16)}
     with pytest.raises(NotFoundError):
-        cache.mutate(partial(store.record_feedback, values=values))
+        cache.mutate(partial(judging.record_feedback, values=values))
 
 
 @pytest.mark.usefixtures("few_features")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from store_rows import DIM, StoreCache, make_cache, new_entry
 
-from service import store
+from service import judging, store
 from service.accesses import AccessLog
 from service.cache import LookupAnswer, SemanticCache
 from service.categories import update_category
@@ -24,8 +24,8 @@ from service.config import Config, SearchConfig, StoreConfig
 from service.database import reading, writing
 from service.embedding import Input
 from service.expiration import Freshness, freshness, refresh_time
-from service.finding import LookupMode, LookupQuery, LookupReason
 from service.generations import build_index
+from service.lookup import LookupMode, LookupQuery, LookupReason
 from service.payload import Facts, pack_payload, payload_facts, unpack_payload
 from service.policy import Policy
 from service.records import Operation, RecordedVerdict, StoredEntry
@@ -100,7 +100,7 @@ class Shop:
             "seq": 1,
         }
         recorded: RecordedVerdict = self.cache.mutate(
-            lambda tx: store.record_feedback(tx, values), now_ms=self.now_ms
+            lambda tx: judging.record_feedback(tx, values), now_ms=self.now_ms
         )
         self.replica.catch_up()
         return recorded
@@ -172,7 +172,7 @@ def test_what_may_be_served_stale_is_served_and_due(shop: Callable[..., Shop]) -
     assert told(faq.ask()) == ("within_threshold", "a", b"a", False)
     faq.now_ms = 1_100
     assert told(faq.ask()) == ("within_threshold", "a", b"a", True)
-    assert told(faq.ask(fingerprint="k")) == ("fingerprint", "a", b"a", True)
+    assert told(faq.ask(fingerprint="k")) == ("fingerprint", "a", b"a", False)  # one caller was told
     assert told(faq.ask(max_age_ms=99)) == ("stale", "a", b"", False)
     assert told(faq.ask(mode=LookupMode.REFRESH)) == ("refresh", "a", b"", False)
     faq.now_ms = 1_500  # hard

@@ -194,7 +194,7 @@ def test_a_lookup_token_of_another_cache_is_refused() -> None:
 
 def test_a_lookup_token_of_another_version_is_refused() -> None:
     content = bytearray(base64.urlsafe_b64decode(sign_token(TOKEN, KEY))[:-16])
-    content[0] = 2
+    content[0] += 1
     signed = bytes(content) + tokens._signature(bytes(content), KEY)
     with pytest.raises(InvalidRequestError):
         tokens.read_token(base64.urlsafe_b64encode(signed).decode(), KEY)

@@ -66,6 +66,12 @@ def test_every_field_is_read_back_and_inherited(door: Client) -> None:
         "min_cost": 0.5,
         "second_sighting": True,
         "on_wrong": pb.WRONG_ACTION_DEMOTE,
+        "max_wrong": 0.01,
+        "max_wrong_of": pb.WRONG_BASIS_REQUESTS,
+        "confidence": 0.9,
+        "exploration": 0.1,
+        "cold_threshold": 0.03,
+        "compare_responses": True,
     }
     made = door.create_category("faq", "root", **policy)
     leaf = door.create_category("faq", "leaf", parent="root")
@@ -391,9 +397,9 @@ def test_a_wrong_answer_is_not_served_again(door: Client, vectors: Vectors, acti
     recorded = door.record_feedback(token, cache_pb.VERDICT_WRONG)
     assert (recorded.recorded, recorded.entry) == (True, "caches/faq/entries/a")
     assert door.lookup("faq", "billing", embedding=vectors[0]).outcome == cache_pb.LOOKUP_OUTCOME_MISS
-    same = door.lookup("faq", "billing", fingerprint="k")
+    same = door.lookup("faq", "billing", fingerprint="k", embedding=vectors[0])
     if action == pb.WRONG_ACTION_REMOVE:
-        assert same.reason == cache_pb.LOOKUP_REASON_NO_CANDIDATE
+        assert same.outcome == cache_pb.LOOKUP_OUTCOME_MISS
         return
     assert same.response == b"x"
     door.record_feedback(same.lookup_token, cache_pb.VERDICT_RIGHT)

@@ -41,10 +41,10 @@ from service.embedder_migration import abort_migration
 from service.embedding import Input, embed_inputs
 from service.errors import EmbedderUnavailableError, InvalidRequestError, PreconditionError
 from service.feed import read_changes
-from service.finding import LookupQuery
 from service.forget_report import forget
 from service.forgetting import ForgetSelection
 from service.generations import build_index
+from service.lookup import LookupQuery
 from service.records import JobRecord
 from service.reembedding import BATCH_ROWS, reembed_texts
 from service.replica import CacheReplica

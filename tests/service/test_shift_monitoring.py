@@ -35,7 +35,7 @@ from service.config import Config, SearchConfig, ShiftConfig, load_config, rende
 from service.database import open_engine, reading, writing
 from service.embedding import Input
 from service.errors import ConfigurationError, StoreUnavailableError
-from service.finding import LookupMode, LookupQuery
+from service.lookup import LookupMode, LookupQuery
 from service.records import ShiftRecord
 from service.replica import CacheReplica
 from service.rows import read_cache, read_category

@@ -17,7 +17,7 @@ from refusals import refused
 from sqlalchemy import Engine, event, insert, select, update
 from store_rows import StoreCache, make_cache
 
-from service import registry, store, tables
+from service import judging, registry, store, tables
 from service.coding import from_stored, to_stored
 from service.config import Config
 from service.database import migrate, open_engine, reading, writing
@@ -217,7 +217,7 @@ def judge(
         drawn = rng.standard_normal(ROW_DIM)
         query = row.vector if same else (drawn / np.linalg.norm(drawn)).astype(np.float16).tobytes()
         values = feedback_values(row.category_id, row.id, verdict, query)
-        assert cache.mutate(partial(store.record_feedback, values=values, query_space="text")).is_first
+        assert cache.mutate(partial(judging.record_feedback, values=values, query_space="text")).is_first
         given.append((row.id, verdict, query))
     return given
 
@@ -291,7 +291,7 @@ def test_equal_vectors_are_one_row_and_contradictory_verdicts_two_pairs(cache: S
     query = cluster("z", 1)[0].tobytes()
     for verdict in ("right", "wrong", "right"):
         values = feedback_values(row.category_id, row.id, verdict, query)
-        cache.mutate(partial(store.record_feedback, values=values, query_space="text"))
+        cache.mutate(partial(judging.record_feedback, values=values, query_space="text"))
     found = read(cache)
     assert (len(found.rows), found.pairs[:, 2].tolist()) == (2, [1, 0, 1])
 

@@ -32,6 +32,20 @@ class WrongAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WRONG_ACTION_DEMOTE: _ClassVar[WrongAction]
     WRONG_ACTION_REMOVE: _ClassVar[WrongAction]
 
+class WrongBasis(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WRONG_BASIS_UNSPECIFIED: _ClassVar[WrongBasis]
+    WRONG_BASIS_HITS: _ClassVar[WrongBasis]
+    WRONG_BASIS_REQUESTS: _ClassVar[WrongBasis]
+
+class RuleSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RULE_SOURCE_UNSPECIFIED: _ClassVar[RuleSource]
+    RULE_SOURCE_FIXED: _ClassVar[RuleSource]
+    RULE_SOURCE_COLD: _ClassVar[RuleSource]
+    RULE_SOURCE_BORROWED: _ClassVar[RuleSource]
+    RULE_SOURCE_LEARNED: _ClassVar[RuleSource]
+
 class EntryView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENTRY_VIEW_UNSPECIFIED: _ClassVar[EntryView]
@@ -58,6 +72,14 @@ WRONG_ACTION_UNSPECIFIED: WrongAction
 WRONG_ACTION_KEEP: WrongAction
 WRONG_ACTION_DEMOTE: WrongAction
 WRONG_ACTION_REMOVE: WrongAction
+WRONG_BASIS_UNSPECIFIED: WrongBasis
+WRONG_BASIS_HITS: WrongBasis
+WRONG_BASIS_REQUESTS: WrongBasis
+RULE_SOURCE_UNSPECIFIED: RuleSource
+RULE_SOURCE_FIXED: RuleSource
+RULE_SOURCE_COLD: RuleSource
+RULE_SOURCE_BORROWED: RuleSource
+RULE_SOURCE_LEARNED: RuleSource
 ENTRY_VIEW_UNSPECIFIED: EntryView
 ENTRY_VIEW_BASIC: EntryView
 ENTRY_VIEW_FULL: EntryView
@@ -103,7 +125,7 @@ class Modality(_message.Message):
     def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ..., successor: _Optional[_Union[Modality, _Mapping]] = ...) -> None: ...
 
 class Category(_message.Message):
-    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift", "parent", "refresh_after", "stale_while_revalidate", "min_cost", "second_sighting", "on_wrong", "inherited_fields")
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift", "parent", "refresh_after", "stale_while_revalidate", "min_cost", "second_sighting", "on_wrong", "inherited_fields", "max_wrong", "max_wrong_of", "confidence", "exploration", "cold_threshold", "compare_responses", "rule")
     NAME_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +151,13 @@ class Category(_message.Message):
     SECOND_SIGHTING_FIELD_NUMBER: _ClassVar[int]
     ON_WRONG_FIELD_NUMBER: _ClassVar[int]
     INHERITED_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_WRONG_FIELD_NUMBER: _ClassVar[int]
+    MAX_WRONG_OF_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPLORATION_FIELD_NUMBER: _ClassVar[int]
+    COLD_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    COMPARE_RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
     name: str
     threshold: float
     ttl: _duration_pb2.Duration
@@ -154,7 +183,26 @@ class Category(_message.Message):
     second_sighting: bool
     on_wrong: WrongAction
     inherited_fields: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ..., parent: _Optional[str] = ..., refresh_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stale_while_revalidate: bool = ..., min_cost: _Optional[float] = ..., second_sighting: bool = ..., on_wrong: _Optional[_Union[WrongAction, str]] = ..., inherited_fields: _Optional[_Iterable[str]] = ...) -> None: ...
+    max_wrong: float
+    max_wrong_of: WrongBasis
+    confidence: float
+    exploration: float
+    cold_threshold: float
+    compare_responses: bool
+    rule: DecisionRule
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ..., parent: _Optional[str] = ..., refresh_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stale_while_revalidate: bool = ..., min_cost: _Optional[float] = ..., second_sighting: bool = ..., on_wrong: _Optional[_Union[WrongAction, str]] = ..., inherited_fields: _Optional[_Iterable[str]] = ..., max_wrong: _Optional[float] = ..., max_wrong_of: _Optional[_Union[WrongBasis, str]] = ..., confidence: _Optional[float] = ..., exploration: _Optional[float] = ..., cold_threshold: _Optional[float] = ..., compare_responses: bool = ..., rule: _Optional[_Union[DecisionRule, _Mapping]] = ...) -> None: ...
+
+class DecisionRule(_message.Message):
+    __slots__ = ("source", "risk_limit", "judged_count", "wrong_count")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RISK_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WRONG_COUNT_FIELD_NUMBER: _ClassVar[int]
+    source: RuleSource
+    risk_limit: float
+    judged_count: int
+    wrong_count: int
+    def __init__(self, source: _Optional[_Union[RuleSource, str]] = ..., risk_limit: _Optional[float] = ..., judged_count: _Optional[int] = ..., wrong_count: _Optional[int] = ...) -> None: ...
 
 class Shift(_message.Message):
     __slots__ = ("state", "lookup_count", "explanation", "direction", "size", "limit", "share", "since_time", "alarm_time")

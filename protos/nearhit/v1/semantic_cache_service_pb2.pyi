@@ -39,6 +39,9 @@ class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_REASON_UNVERIFIED: _ClassVar[LookupReason]
     LOOKUP_REASON_LEASED: _ClassVar[LookupReason]
     LOOKUP_REASON_STALE: _ClassVar[LookupReason]
+    LOOKUP_REASON_EXPLORED: _ClassVar[LookupReason]
+    LOOKUP_REASON_RISKY: _ClassVar[LookupReason]
+    LOOKUP_REASON_DISTRUSTED: _ClassVar[LookupReason]
 
 class Completion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -79,6 +82,9 @@ LOOKUP_REASON_SHADOW: LookupReason
 LOOKUP_REASON_UNVERIFIED: LookupReason
 LOOKUP_REASON_LEASED: LookupReason
 LOOKUP_REASON_STALE: LookupReason
+LOOKUP_REASON_EXPLORED: LookupReason
+LOOKUP_REASON_RISKY: LookupReason
+LOOKUP_REASON_DISTRUSTED: LookupReason
 COMPLETION_UNSPECIFIED: Completion
 COMPLETION_COMPLETE: Completion
 COMPLETION_TRUNCATED: Completion
@@ -94,7 +100,7 @@ VERDICT_WRONG: Verdict
 VERDICT_REPLACED: Verdict
 
 class LookupRequest(_message.Message):
-    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq", "max_age", "lease", "wait")
+    __slots__ = ("category", "query", "scope", "fingerprint", "mode", "threshold", "min_seq", "max_age", "lease", "wait", "explain")
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +111,7 @@ class LookupRequest(_message.Message):
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     category: str
     query: _resources_pb2.Query
     scope: str
@@ -115,10 +122,11 @@ class LookupRequest(_message.Message):
     max_age: _duration_pb2.Duration
     lease: _duration_pb2.Duration
     wait: _duration_pb2.Duration
-    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    explain: bool
+    def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., explain: bool = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token", "refresh_due")
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token", "rule_source", "risk", "risk_low", "risk_high", "risk_limit", "explanation", "refresh_due")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +143,12 @@ class LookupResponse(_message.Message):
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     MAPPED_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RULE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RISK_FIELD_NUMBER: _ClassVar[int]
+    RISK_LOW_FIELD_NUMBER: _ClassVar[int]
+    RISK_HIGH_FIELD_NUMBER: _ClassVar[int]
+    RISK_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     REFRESH_DUE_FIELD_NUMBER: _ClassVar[int]
     outcome: LookupOutcome
     reason: LookupReason
@@ -152,8 +166,14 @@ class LookupResponse(_message.Message):
     probability: float
     mapped: bool
     lease_token: str
+    rule_source: _resources_pb2.RuleSource
+    risk: float
+    risk_low: float
+    risk_high: float
+    risk_limit: float
+    explanation: str
     refresh_due: bool
-    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ..., refresh_due: bool = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ..., rule_source: _Optional[_Union[_resources_pb2.RuleSource, str]] = ..., risk: _Optional[float] = ..., risk_low: _Optional[float] = ..., risk_high: _Optional[float] = ..., risk_limit: _Optional[float] = ..., explanation: _Optional[str] = ..., refresh_due: bool = ...) -> None: ...
 
 class BatchLookupRequest(_message.Message):
     __slots__ = ("parent", "requests")
@@ -170,18 +190,20 @@ class BatchLookupResponse(_message.Message):
     def __init__(self, responses: _Optional[_Iterable[_Union[LookupResponse, _Mapping]]] = ...) -> None: ...
 
 class StoreRequest(_message.Message):
-    __slots__ = ("entry", "request_id", "replace_entry", "lease_token", "completion")
+    __slots__ = ("entry", "request_id", "replace_entry", "lookup_token", "lease_token", "completion")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REPLACE_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_TOKEN_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     entry: _resources_pb2.Entry
     request_id: str
     replace_entry: str
+    lookup_token: str
     lease_token: str
     completion: Completion
-    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ..., lease_token: _Optional[str] = ..., completion: _Optional[_Union[Completion, str]] = ...) -> None: ...
+    def __init__(self, entry: _Optional[_Union[_resources_pb2.Entry, _Mapping]] = ..., request_id: _Optional[str] = ..., replace_entry: _Optional[str] = ..., lookup_token: _Optional[str] = ..., lease_token: _Optional[str] = ..., completion: _Optional[_Union[Completion, str]] = ...) -> None: ...
 
 class ReleaseLeaseRequest(_message.Message):
     __slots__ = ("lease_token",)
