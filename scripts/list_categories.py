@@ -19,6 +19,7 @@ from scripts.list_encoders import to_time
 from service.application import clock_ms
 from service.category_shift import load_alarm
 from service.database import check_schema, open_engine, reading, writing
+from service.decision_rules import DecisionRule, RuleSource, read_rules
 from service.records import CategoryRecord, ShiftRecord
 from service.rows import read_cache, read_categories, read_category
 from service.shift_store import acknowledge_shift, read_shifts
@@ -46,18 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
         cache = read_cache(connection, arguments.cache)
         found = read_categories(connection, cache.id)
         shifts = read_shifts(connection, cache.id)
+        rules = read_rules(connection, cache.id, {})
     if not found and not arguments.json:
         print(f"{cache.name} has no category: make one with `nearhit create {cache.name} --category NAME`")
     for category in found:
         shift = shifts.get(category.id, ShiftRecord())
         if arguments.json:
-            print_result(_as_document(category, shift), as_json=True)
+            print_result(_as_document(category, shift, rules.get(category.id)), as_json=True)
         else:
-            print("\n".join(_lines(category, shift)))
+            print("\n".join(_lines(category, shift, rules.get(category.id))))
     return 0
 
 
-def _as_document(category: CategoryRecord, shift: ShiftRecord) -> dict[str, Any]:
+def _as_document(category: CategoryRecord, shift: ShiftRecord, rule: DecisionRule | None) -> dict[str, Any]:
     alarm, since_ms = load_alarm(shift.alarm)
     return {
         "category": category.name,
@@ -70,6 +72,14 @@ def _as_document(category: CategoryRecord, shift: ShiftRecord) -> dict[str, Any]
         "parent": category.parent,
         "policy": asdict(category.policy),
         "create_time": to_time(category.create_ms),
+        "rule": None
+        if rule is None
+        else {
+            "source": rule.source.value,
+            "risk_limit": rule.risk_limit,
+            "judged": rule.judged_count,
+            "wrong": rule.wrong_count,
+        },
         "shift": {
             "state": shift.stage,
             "lookups": shift.lookup_count,
@@ -81,7 +91,7 @@ def _as_document(category: CategoryRecord, shift: ShiftRecord) -> dict[str, Any]
     }
 
 
-def _lines(category: CategoryRecord, shift: ShiftRecord) -> list[str]:
+def _lines(category: CategoryRecord, shift: ShiftRecord, rule: DecisionRule | None) -> list[str]:
     policy = category.policy
     limits = [f"threshold {policy.threshold:g}", policy.eviction]
     if policy.min_probability is not None:
@@ -103,9 +113,22 @@ def _lines(category: CategoryRecord, shift: ShiftRecord) -> list[str]:
         f"{category.name:<24} entries {category.entry_count}  bytes {category.size_bytes}  {served}  "
         f"({', '.join(limits)})  shift: {shift.stage}, {shift.lookup_count} lookups"
     ]
+    if policy.max_wrong is not None:
+        promised = f"  promised: at most {policy.max_wrong:.3g} of {policy.max_wrong_of} wrong; "
+        lines.append(promised + _told(rule))
     if shift.alarm_ms is not None:
         alarm, since_ms = load_alarm(shift.alarm)
         begin = "" if since_ms is None else f", since about {to_time(since_ms)}"
         what = "what moved cannot be read" if alarm is None else alarm.explain()
         lines.append(f"  alarm of {to_time(shift.alarm_ms)}{begin}: {what}")
     return lines
+
+
+def _told(rule: DecisionRule | None) -> str:
+    """How a category with a target decides."""
+    if rule is None or rule.source is RuleSource.COLD:
+        return "too little is known, only what is nearly equal is served"
+    return (
+        f"{rule.source.value} from {rule.judged_count} judged lookups ({rule.wrong_count} wrong),"
+        f" served up to a risk of {rule.risk_limit:.3g}"
+    )

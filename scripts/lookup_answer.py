@@ -53,17 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
             threshold=arguments.threshold,
             max_age=None if arguments.max_age is None else timedelta(seconds=arguments.max_age),
             mode=_MODES[arguments.mode],
+            explain=True,
         )
     is_hit = answer.outcome == cache_pb.LOOKUP_OUTCOME_HIT
     print_result(
         {
             "outcome": "hit" if is_hit else "miss",
             "reason": cache_pb.LookupReason.Name(answer.reason).removeprefix("LOOKUP_REASON_").lower(),
+            "explanation": answer.explanation,
             "response": answer.response.decode(errors="replace"),
             "entry": answer.entry,
             "distance": round(answer.distance, 4) if answer.HasField("distance") else None,
             "probability": round(answer.probability, 4) if answer.HasField("probability") else None,
             "threshold": answer.threshold,
+            "rule": pb.RuleSource.Name(answer.rule_source).removeprefix("RULE_SOURCE_").lower(),
+            "risk": [answer.risk_low, answer.risk, answer.risk_high] if answer.HasField("risk") else None,
+            "risk_limit": answer.risk_limit if answer.HasField("risk_limit") else None,
             "mapped": answer.mapped,
             "refresh_due": answer.refresh_due,
             "search_path": pb.SearchPath.Name(answer.search_path).removeprefix("SEARCH_PATH_").lower(),

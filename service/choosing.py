@@ -54,7 +54,7 @@ def choose(
     fresh = [match for match in trusted if _freshness(lookup, match, now_ms=now_ms) is not Freshness.STALE]
     candidates = fresh or trusted
     if is_learned(lookup):
-        chosen = _by_rule(state, lookup, found, candidates[:VERIFIED], memory)
+        chosen = _by_rule(state, lookup, found, candidates, memory)
     elif asks_consent(lookup):
         chosen = _by_consent(state, lookup, found, candidates)
     else:
@@ -124,7 +124,10 @@ def _by_rule(
     policy, embedded = lookup.category.policy, lookup.embedded
     assert embedded is not None  # it was searched for
     verifier = state.verifiers.get(embedded.space)
-    probabilities = None if verifier is None else _probabilities(state, lookup, candidates)
+    probabilities = None
+    if verifier is not None:
+        candidates = candidates[:VERIFIED]
+        probabilities = _probabilities(state, lookup, candidates)
     weighed = weigh(
         [match.cosine_distance for match in candidates],
         [response_key(match.payload) for match in candidates],

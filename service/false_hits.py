@@ -50,7 +50,7 @@ _NOTHING = Memory(frozenset(), 1.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FalseHits:
-    """Of one category. sketches: uint64 [n, words]; entry_ids: of what was served, int64 [n]."""
+    """Of one category. sketches: uint64 [words, n]; entry_ids: of what was served, int64 [n]."""
 
     sketches: NDArray[np.uint64]
     entry_ids: NDArray[np.int64]
@@ -61,7 +61,7 @@ class FalseHits:
         kept = hits[-KEPT:]
         words = np.frombuffer(b"".join(hit.sketch for hit in kept), dtype=np.uint64)
         return cls(
-            words.reshape(len(kept), SKETCH_BITS // 64),
+            np.ascontiguousarray(words.reshape(len(kept), SKETCH_BITS // 64).T),
             np.array([hit.entry_id for hit in kept], dtype=np.int64),
         )
 
@@ -73,7 +73,9 @@ class FalseHits:
         """What is remembered near a query's sketch."""
         if not len(self):
             return _NOTHING
-        query = np.frombuffer(sketch, dtype=np.uint64)
-        bits = np.bitwise_count(self.sketches ^ query).sum(axis=1)
-        near = self.entry_ids[bits <= NEAR_BITS]
-        return Memory(frozenset(near.tolist()), STRICTER) if len(near) else _NOTHING
+        bits = np.zeros(len(self), dtype=np.uint16)
+        for words, word in zip(self.sketches, np.frombuffer(sketch, dtype=np.uint64), strict=True):
+            bits += np.bitwise_count(words ^ word)
+        if bits.min() > NEAR_BITS:
+            return _NOTHING
+        return Memory(frozenset(self.entry_ids[bits <= NEAR_BITS].tolist()), STRICTER)

@@ -11,6 +11,7 @@ updating of conditional probabilities on directed graphical structures, Networks
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import sqrt as _sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +39,8 @@ PRIOR_VARIANCE = 3.0
 PARENT_VARIANCE = 0.25
 """Added to the parent's: how much the weights of a category differ from its parent's."""
 
-_NARROW, _WIDE = 0.06, 0.12
-_BACKGROUND = 0.45  # an entry this far away is always assumed to be there, with another response
+_NARROW = 0.06  # the wide mass falls half as fast, so it is the root of the narrow one
+_BACKGROUND = math.exp(-0.45 / _NARROW)  # an entry 0.45 away is always assumed, with another response
 _LEAST_DISTANCE = 0.01
 _LEAST_PROBABILITY = 1e-4
 _MOST_LOGIT = 9.0
@@ -64,40 +65,37 @@ def weigh(
     probabilities: a verifier's, that an entry fits; None where it was not asked. An answer's weight is the
     sum over its entries of a verifier's odds, or without one of exp(-distance / 0.06).
     """
-    if probabilities is None:
-        logits = [0.0] * len(distances)
-        heights = [-distance / _NARROW for distance in distances]
-    else:
-        clipped = (min(max(p, _LEAST_PROBABILITY), 1.0 - _LEAST_PROBABILITY) for p in probabilities)
-        logits = heights = [math.log(p / (1.0 - p)) for p in clipped]
-    top = max(heights)
+    narrow = [math.exp(-distance / _NARROW) for distance in distances]
+    logits = None if probabilities is None else [_logit(probability) for probability in probabilities]
+    heights = narrow if logits is None else [math.exp(logit) for logit in logits]
     weights: dict[Hashable, float] = {}
     for answer, height in zip(answers, heights, strict=True):
-        weights[answer] = weights.get(answer, 0.0) + math.exp(height - top)
+        weights[answer] = weights.get(answer, 0.0) + height
     chosen = max(weights, key=weights.__getitem__)  # of equal ones the one that comes first
-    position = -1
+    position, agreeing = -1, 0
+    own_narrow, own_wide = 0.0, 0.0
+    others_narrow, others_wide = _BACKGROUND, _sqrt(_BACKGROUND)
     other_distance, other_logit = FAR, -_MOST_LOGIT
-    own_narrow = own_wide = 0.0
-    others_narrow, others_wide = math.exp(-_BACKGROUND / _NARROW), math.exp(-_BACKGROUND / _WIDE)
-    agreeing = 0
-    for i, (distance, answer) in enumerate(zip(distances, answers, strict=True)):
-        narrow, wide = math.exp(-distance / _NARROW), math.exp(-distance / _WIDE)
+    for i, answer in enumerate(answers):
+        mass = narrow[i]
         if answer == chosen:
             agreeing += 1
-            own_narrow += narrow
-            own_wide += wide
+            own_narrow += mass
+            own_wide += _sqrt(mass)
             if position < 0 or heights[i] > heights[position]:
                 position = i
-        else:
-            others_narrow += narrow
-            others_wide += wide
-            other_distance = min(other_distance, distance)
-            other_logit = max(other_logit, logits[i])
+            continue
+        others_narrow += mass
+        others_wide += _sqrt(mass)
+        if distances[i] < other_distance:
+            other_distance = distances[i]
+        if logits is not None and logits[i] > other_logit:
+            other_logit = logits[i]
     distance = max(distances[position], 0.0)
     features = (
         1.0,
-        logits[position],
-        other_logit if probabilities is not None else 0.0,
+        0.0 if logits is None else logits[position],
+        0.0 if logits is None else other_logit,
         5.0 * distance,
         math.log(distance + _LEAST_DISTANCE),
         5.0 * (other_distance - distance),
@@ -106,6 +104,11 @@ def weigh(
         math.log(agreeing),
     )
     return Weighed(position, features)
+
+
+def _logit(probability: float) -> float:
+    clipped = min(max(probability, _LEAST_PROBABILITY), 1.0 - _LEAST_PROBABILITY)
+    return math.log(clipped / (1.0 - clipped))
 
 
 class Risk(NamedTuple):
