@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.arguments import CommandError
+from scripts.bench.cache_door import replay_through_door
 from scripts.bench.cache_replay import DecidingRule, Replayed, replay
 from scripts.bench.cache_rules import (
     GPTCACHE_DISTANCE,
@@ -66,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", choices=("intents", "questions"), help="default: both")
     parser.add_argument(
+        "--door", action="store_true", help="replay the first order of the intents through a server, too"
+    )
+    parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="wrong hits over hits, PNG and SVG, a pair for each stream"
     )
 
@@ -78,6 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("at least one shuffle is needed")
     for stream in _streams(arguments):
         runs = list(_rivals(stream, shuffles=rival_shuffles)) + list(_verified(stream, shuffles=shuffles))
+        if arguments.door and stream.probabilities is None:
+            replays = [replay_through_door(stream, stream.order(0), max_wrong=WRONG_RATE)]
+            runs.append(Run(method="verified_door", setting=WRONG_RATE, replays=replays))
         for figure in _figures(stream, runs):
             print_figure(figure, as_json=arguments.json)
         if arguments.plot is not None:
@@ -166,6 +173,7 @@ def _figures(stream: Stream, runs: Sequence[Run]) -> Iterator[Figure]:
 def _case(one: Run, *, is_best: bool) -> str:
     asked = {
         "verified": f"at most {one.setting:.1%} of all wrong, online",
+        "verified_door": f"at most {one.setting:.1%} of all wrong, online, through a server",
         "vcache": f"delta {one.setting:g}",
     }.get(one.method, f"distance {one.setting:g}")
     return f"{asked}, best within {WRONG_RATE:.0%} in hindsight" if is_best else asked
@@ -184,7 +192,7 @@ def _metrics(one: Run) -> dict[str, float]:
     }
     if any(replayed.unknown_count for replayed in one.replays):
         metrics["unknown_rate"] = one.mean(lambda replayed: replayed.unknown_rate)
-    if one.method == "verified":
+    if one.method.startswith("verified"):
         metrics["hit_rate_least"] = min(map(_hit_rate, one.replays))
         metrics["wrong_rate_most"] = max(map(_wrong_rate, one.replays))
         metrics["promise_kept"] = float(sum(_wrong_rate(own) <= one.setting for own in one.replays))
