@@ -27,8 +27,8 @@ class DecidingRule(Protocol):
         """The row whose answer is served; None: it is computed."""
         ...
 
-    def learn(self, shortlist: Shortlist, stream: Stream) -> None:
-        """What was computed, and not served, is there to compare with."""
+    def learn(self, shortlist: Shortlist, stream: Stream) -> bool:
+        """What was computed, and not served, is there to compare with. Returns whether it is stored."""
         ...
 
 
@@ -64,22 +64,22 @@ class Replayed:
 
 
 def replay(stream: Stream, order: NDArray[np.int64], rule: DecidingRule) -> Replayed:
-    """Insert on miss; the search is exact."""
+    """Insert on miss, as far as the rule stores it; the search is exact."""
     vectors = stream.vectors[order]
     stored = np.empty_like(vectors)
     rows = np.empty(len(order), dtype=np.int64)
     count = 0
     outcomes = {True: 0, False: 0, None: 0}
     for vector, request in zip(vectors, order.tolist(), strict=True):
-        served = None
+        served, is_stored = None, True
         if count:
             shortlist = _shortlist(request, stored[:count] @ vector, rows)
             served = rule.serve(shortlist)
             if served is None:
-                rule.learn(shortlist, stream)
+                is_stored = rule.learn(shortlist, stream)
             else:
                 outcomes[stream.is_right(request, served)] += 1
-        if served is None:
+        if served is None and is_stored:
             stored[count], rows[count] = vector, request
             count += 1
     return Replayed(

@@ -34,8 +34,9 @@ class StaticThreshold:
         """As DecidingRule."""
         return int(shortlist.entries[0]) if shortlist.distances[0] <= self.distance else None
 
-    def learn(self, shortlist: Shortlist, stream: Stream) -> None:
+    def learn(self, shortlist: Shortlist, stream: Stream) -> bool:
         """Nothing."""
+        return True
 
 
 class VerifiedRule:
@@ -77,12 +78,14 @@ class VerifiedRule:
         )
         return served if would_hit and not is_explored else None
 
-    def learn(self, shortlist: Shortlist, stream: Stream) -> None:
+    def learn(self, shortlist: Shortlist, stream: Stream) -> bool:
         """As DecidingRule."""
-        if self._last is None:
-            return
-        entry, evidence = self._last
-        is_right = stream.is_right(shortlist.request, entry)
+        if self._last is not None:
+            self._judge(*self._last, request=shortlist.request, stream=stream)
+        return True
+
+    def _judge(self, entry: int, evidence: Evidence, *, request: int, stream: Stream) -> None:
+        is_right = stream.is_right(request, entry)
         if is_right is None:
             return
         self._judged.append((evidence, not is_right))
@@ -129,13 +132,14 @@ class VCacheRule:
         tau = float(np.clip(1.0 - self.delta / (1.0 - alpha), 0.0, 1.0).min())
         return None if self._rng.random() <= tau else entry
 
-    def learn(self, shortlist: Shortlist, stream: Stream) -> None:
-        """As DecidingRule."""
+    def learn(self, shortlist: Shortlist, stream: Stream) -> bool:
+        """As DecidingRule. What fits the nearest entry is not stored: that one learns instead."""
         entry = int(shortlist.entries[0])
         is_right = stream.is_right(shortlist.request, entry)
         if is_right is not None:
             self._observed[entry].append((1.0 - float(shortlist.distances[0]), is_right))
             self._bounds.pop(entry, None)
+        return not is_right
 
     def _curve(self, entry: int) -> tuple[float, NDArray[np.float64]]:
         """Slope, and the upper confidence bounds of the threshold, one for each of CONFIDENCES."""
