@@ -126,10 +126,11 @@ def evaluate_pair_update(
     rows, queries = unit_rows(as_rows(held_out.rows)), unit_rows(as_rows(held_out.queries))
     similar = _similar(held_out.pairs, queries=queries, rows=rows)
     judged = np.unique(similar[:, 0])
-    recalls, answers = [], []
-    for values in (before_values, after_values):
-        recalls.append(_recall(values, stored_values, queries=queries, rows=rows))
-        answers.append(_answers(values, stored_values, queries=queries, rows=rows))
+    answers = [
+        _answers(values, stored_values, queries=queries, rows=rows)
+        for values in (before_values, after_values)
+    ]
+    recalls = [own.recall for own in answers]
     before, after = (_are_pairs(judged, own.rows[judged], similar) for own in answers)
     negative, positive = _share(before & ~after), _share(~before & after)
     points = {
@@ -218,36 +219,15 @@ def _agreement(
     return agreement
 
 
-def _recall(
-    query_values: NDArray[np.float32],
-    stored_values: NDArray[np.float32],
-    *,
-    queries: NDArray[np.float32],
-    rows: NDArray[np.float32],
-) -> float:
-    """Return the share of exact neighbours among the candidates; NaN where no query has enough rows."""
-    stored, count = signs(stored_values), _candidate_count(len(rows))
-    recalls, judged = 0.0, 0
-    for start in range(0, len(queries), QUERY_CHUNK):
-        chunk = slice(start, start + QUERY_CHUNK)
-        cosines = queries[chunk] @ rows.T  # [chunk, n]
-        copies = cosines >= OWN_COSINE
-        cosines[copies] = -2.0
-        found = top_columns(_agreement(query_values[chunk], stored, copies=copies), count=count)
-        enough = np.count_nonzero(~copies, axis=1) >= LEAST_ROWS
-        if enough.any():
-            truth = top_columns(cosines[enough], count=NEIGHBOUR_COUNT)
-            recalls += recall_at_k(found[enough], truth) * len(truth)
-            judged += len(truth)
-    return recalls / judged if judged else float("nan")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answers:
-    """rows: int64 [q], each query's best candidate after an exact rerank. distances: float32 [q], to it."""
+    """What an encoder's queries find. rows: int64 [q], each query's best candidate after an exact rerank.
+    distances: float32 [q], to it. recall: share of exact neighbours among the candidates; NaN where no query
+    has enough rows."""
 
     rows: NDArray[np.int64]
     distances: NDArray[np.float32]
+    recall: float
 
 
 def _answers(
@@ -260,6 +240,7 @@ def _answers(
     stored, count = signs(stored_values), _candidate_count(len(rows))
     answers = np.empty(len(queries), dtype=np.int64)
     distances = np.empty(len(queries), dtype=np.float32)
+    recalls, judged = 0.0, 0
     for start in range(0, len(queries), QUERY_CHUNK):
         chunk = slice(start, start + QUERY_CHUNK)
         cosines = queries[chunk] @ rows.T  # [chunk, n]
@@ -270,7 +251,12 @@ def _answers(
         best, each = near.argmax(axis=1), np.arange(len(near))
         answers[chunk] = candidates[each, best]
         distances[chunk] = 1 - near[each, best]
-    return _Answers(answers, distances)
+        enough = np.count_nonzero(~copies, axis=1) >= LEAST_ROWS
+        if enough.any():
+            truth = top_columns(cosines[enough], count=NEIGHBOUR_COUNT)
+            recalls += recall_at_k(candidates[enough], truth) * len(truth)
+            judged += len(truth)
+    return _Answers(answers, distances, recalls / judged if judged else float("nan"))
 
 
 def _are_pairs(
