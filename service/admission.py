@@ -13,8 +13,8 @@ from service.records import NewEntry
 SIGHTINGS_HALF = 32_768
 """Sightings after which the older half of what a category remembers is forgotten."""
 
-CATEGORIES_MOST = 1_024
-"""Categories whose sightings are remembered; the one that was asked longest ago is forgotten."""
+SIGHTINGS_MOST = 4_194_304
+"""Of all categories, some 400 MB; beyond, that one is forgotten which was asked longest ago."""
 
 
 class Admission(Enum):
@@ -36,10 +36,11 @@ class Sightings:
     goes into the newer of two sets; when that is full, it takes the place of the older one.
     """
 
-    def __init__(self, *, half: int = SIGHTINGS_HALF, categories: int = CATEGORIES_MOST) -> None:
+    def __init__(self, *, half: int = SIGHTINGS_HALF, most: int = SIGHTINGS_MOST) -> None:
         self._half = half
-        self._categories = categories
-        self._lock = threading.Lock()  # guards _seen
+        self._most = most
+        self._lock = threading.Lock()  # guards _seen and _count
+        self._count = 0
         self._seen: OrderedDict[int, tuple[set[bytes], set[bytes]]] = OrderedDict()  # newer and older
 
     def see(self, category_id: int, request: bytes) -> bool:
@@ -47,12 +48,15 @@ class Sightings:
         with self._lock:
             newer, older = self._seen.pop(category_id, (set(), set()))
             known = request in newer or request in older
+            self._count -= len(newer) + len(older)
             newer.add(request)
             if len(newer) >= self._half:
                 newer, older = set(), newer
             self._seen[category_id] = newer, older
-            if len(self._seen) > self._categories:
-                self._seen.popitem(last=False)
+            self._count += len(newer) + len(older)
+            while self._count > self._most and len(self._seen) > 1:
+                _, forgotten = self._seen.popitem(last=False)
+                self._count -= sum(map(len, forgotten))
             return known
 
 

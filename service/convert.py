@@ -46,7 +46,6 @@ LEASE_TOKEN_CHARACTERS = 64
 CONTENT_TYPE_CHARACTERS = 255
 MOST_LEASE_MS = 10 * 60 * 1000
 MOST_WAIT_MS = 60 * 1000
-MODEL_BYTES = 256
 # So that what an entry is worth, its cost by hits and bytes, is a number in every database.
 COST_LEAST, COST_MOST = 1e-18, 1e18
 MOST_SECONDS = 10**12  # either side of the epoch: what milliseconds hold, and far beyond any Timestamp

@@ -12,7 +12,7 @@ from service.convert import (
     child_ids,
     from_timestamp,
     to_input,
-    to_milliseconds,
+    to_positive_milliseconds,
     too_large,
 )
 from service.embedding import Input
@@ -21,7 +21,6 @@ from service.records import Selection
 from service.replica import CacheState
 
 SELECTOR_VALUES = 10_000
-MOST_AGE_MS = 315_576_000_000_000  # 10,000 years
 
 
 def to_selection(
@@ -65,12 +64,7 @@ def _created_before(request: cache_pb.InvalidateRequest, *, now_ms: int) -> int 
     if request.HasField("created_before"):
         limits.append(from_timestamp(request.created_before))
     if request.HasField("older_than"):
-        age_ms = to_milliseconds(request.older_than)
-        if not 0 < age_ms <= MOST_AGE_MS:
-            raise InvalidRequestError(
-                f"an age is at least 1 ms and at most 10,000 years, not {age_ms / 1000} s",
-                reason="INVALID_AGE",
-            )
+        age_ms = to_positive_milliseconds(request.older_than, field="older_than", reason="INVALID_AGE")
         limits.append(now_ms - age_ms)
     return min(limits, default=None)
 

@@ -71,6 +71,16 @@ def read_rules(
     return found
 
 
+def read_rule(connection: Connection, category_id: int) -> DecisionRule | None:
+    """The rule of one category; None: as read_rules."""
+    row = connection.execute(
+        select(decision_rules.c.content, decision_rules.c.version).where(
+            decision_rules.c.category_id == category_id
+        )
+    ).one_or_none()
+    return None if row is None else _load(row.content, row.version)
+
+
 def write_rule(
     connection: Connection, cache_id: int, category_id: int, rule: DecisionRule, *, now_ms: int
 ) -> bool:

@@ -51,6 +51,9 @@ def compare_responses(tx: CacheTransaction, computed: Sequence[tuple[LookupToken
         evidence = unpack_evidence(token.evidence)
         if evidence is None or evidence.was_served:
             continue
+        # What failed, or was computed for something else, says nothing of the candidate.
+        if row.completion != "complete" or row.category_id != token.category_id:
+            continue
         query = select(responses.c.body).join(entries, entries.c.id == responses.c.entry_id)
         found = tx.connection.execute(
             query.where(entries.c.cache_id == tx.cache_id, entries.c.id == token.entry_id)

@@ -88,7 +88,7 @@ def response_key(payload: bytes) -> int:
         start += _FACTS.size
     if name_size & _HAS_TEXT:
         start += _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(payload, start)[0]
-    return hash(payload[start:])
+    return hash(memoryview(payload)[start:])  # as of the bytes, without a copy
 
 
 def payload_text(payload: bytes) -> str:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -80,6 +81,8 @@ class Replicas:
         if known is None or known.state.record.id != row_id:
             known = self._open(name)
         elif self._versions[name] != config_version:
+            if known.state.index.applied_seq != seq:
+                known.catch_up()  # also where settings cannot be read: what was deleted goes
             known.refresh_settings()
         self._versions[name] = config_version
         if known.state.index.applied_seq != seq:
@@ -229,7 +232,9 @@ class Refresher:
         """Delete entries past their expire time. Raises: ServiceError."""
         for replica in self._replicas.all():
             cache_id = replica.state.record.id
-            self._writer.submit(cache_id, lambda tx: store.delete_expired(tx, limit=_EXPIRY_ROWS)).result()
+            expired = self._writer.submit(cache_id, lambda tx: store.delete_expired(tx, limit=_EXPIRY_ROWS))
+            with suppress(DamagedPolicyError):  # it is named where the cache is followed; others go on
+                expired.result()
 
     def prune(self) -> None:
         """Forget old changes and answers to request ids. Raises: StoreUnavailableError."""

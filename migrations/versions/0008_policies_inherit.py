@@ -71,6 +71,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # A program of before reads payloads with facts wrongly: generations are built anew. Demotions are lost.
+    op.execute("UPDATE generations SET dropped_ms = 0 WHERE dropped_ms IS NULL")
     op.drop_index(op.f("ix_entries_category_id_id"), table_name="entries")
     op.drop_index(op.f("ix_entries_category_id_worth_access_ms"), table_name="entries")
     for name in ("demote_ms", "model", "worth", "cost"):

@@ -74,6 +74,10 @@ def request_keys(
     """
     if not isinstance(model, str) or not model:
         raise ValueError("a request names its model")
+    if not isinstance(parameters or {}, Mapping):
+        raise ValueError("parameters are an object")
+    if not isinstance(tools or [], Sequence) or isinstance(tools, str | bytes):
+        raise ValueError("tools are a list")
     turns = [_turn(message) for message in messages]
     if not turns or turns[-1]["role"] != "user":
         return None
@@ -158,7 +162,8 @@ def _parts(turn: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _is_text(part: Mapping[str, object]) -> bool:
-    return part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str)
+    kind = part.get("type")
+    return isinstance(kind, str) and kind in _TEXT_PARTS and isinstance(part.get("text"), str)
 
 
 def _without_text(part: Mapping[str, object]) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from service.application import Application, await_write, clock_ms, time_limit
 from service.convert import page_size
 from service.convert_policy import check_mask, from_policy_change, to_new_policy, to_policy_update
 from service.database import reading
-from service.decision_rules import read_rules
+from service.decision_rules import read_rule, read_rules
 from service.errors import InvalidRequestError
 from service.keys import NAME_PATTERN, check_id, parse_cache, parse_child, parse_parent
 from service.paging import make_token, page_of, read_row_token
@@ -349,7 +349,7 @@ class AdminServicer(AdminServiceServicer):
 
     def _category(self, connection: Connection, cache: str, name: str) -> pb.Category:
         record = read_category(connection, read_cache(connection, cache), name)
-        rule = read_rules(connection, record.cache_id, {}).get(record.id)
+        rule = read_rule(connection, record.id)
         shift = self._watched(read_shift(connection, record))
         return convert.from_category(cache, record, shift=shift, rule=rule)
 

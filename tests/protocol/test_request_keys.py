@@ -259,3 +259,14 @@ def test_keys_need_the_standard_library_alone() -> None:
     program = "import runpy, sys; assert 'request_keys' in runpy.run_path(sys.argv[1])"
     command = [sys.executable, "-I", "-S", "-c", program, str(PACKAGE / "keys.py")]
     subprocess.run(command, check=True)
+
+
+def test_a_part_whose_kind_is_no_string_is_no_text() -> None:
+    odd = [{"role": "user", "content": [{"type": ["text"], "text": "a"}]}]
+    assert request_keys(odd, model="m") is None
+
+
+@pytest.mark.parametrize("given", [{"parameters": [1]}, {"tools": 5}, {"tools": "search"}])
+def test_circumstances_of_another_form_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="are"):
+        request_keys([{"role": "user", "content": "a"}], model="m", **given)

@@ -97,7 +97,7 @@ def test_the_last_requests_are_remembered_and_memory_is_bounded(seen: list[int])
 
 
 def test_of_many_categories_the_one_asked_longest_ago_is_forgotten() -> None:
-    sightings = Sightings(categories=2)
+    sightings = Sightings(most=2)
     for category_id in (1, 2, 1, 3):
         sightings.see(category_id, b"k")
     assert [sightings.see(category_id, b"k") for category_id in (1, 3)] == [True, True]

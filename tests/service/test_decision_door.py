@@ -143,3 +143,16 @@ def test_what_a_target_can_be(lone_door: Client) -> None:
             lone_door.create_category("faq", "bad", **values)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_LOOKUP_TOKEN"):
         lone_door.store("faq", "billing", embedding=np.ones(32), response=b"x", lookup_token="forged")
+
+
+@pytest.mark.parametrize("completion", [cache_pb.COMPLETION_FAILED, cache_pb.COMPLETION_TRUNCATED])
+def test_what_failed_says_nothing_of_the_candidate(topics: Client, completion: cache_pb.Completion) -> None:
+    topics.create_category(
+        CACHE, "down", max_wrong=0.05, compare_responses=True, on_wrong="WRONG_ACTION_REMOVE"
+    )
+    vector, answer = Stream().next()
+    near = unit(vector + 0.1 * np.random.default_rng(1).standard_normal(DIM))
+    topics.store(CACHE, "down", embedding=vector, response=answer)
+    token = topics.lookup(CACHE, "down", embedding=near).lookup_token
+    topics.store(CACHE, "down", embedding=near, response=b"error", completion=completion, lookup_token=token)
+    assert topics.record_feedback(token, cache_pb.VERDICT_RIGHT).recorded  # none was before
