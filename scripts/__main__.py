@@ -17,6 +17,7 @@ COMMANDS = {
     "migrate": "scripts.migrate_database",
     "create": "scripts.create_cache",
     "policy": "scripts.show_policy",
+    "simulate": "scripts.simulate",
     "serve": "scripts.serve",
     "store": "scripts.store_entry",
     "lookup": "scripts.lookup_answer",
@@ -46,7 +47,7 @@ nearhit: a semantic cache and vector search service on learned binary codes.
   operate     train, train-verifier, build, update, migrate-embedder, worker, jobs, encoders, categories,
               forget, check
                                            (work on the database and index files)
-  see         demo, demo-crossmodal, bench
+  see         simulate, demo, demo-crossmodal, bench
 """
 
 

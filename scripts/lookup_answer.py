@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             "rule": pb.RuleSource.Name(answer.rule_source).removeprefix("RULE_SOURCE_").lower(),
             "risk": [answer.risk_low, answer.risk, answer.risk_high] if answer.HasField("risk") else None,
             "risk_limit": answer.risk_limit if answer.HasField("risk_limit") else None,
+            "load": answer.load if answer.HasField("load") else None,
             "mapped": answer.mapped,
             "refresh_due": answer.refresh_due,
             "search_path": pb.SearchPath.Name(answer.search_path).removeprefix("SEARCH_PATH_").lower(),

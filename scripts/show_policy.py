@@ -67,22 +67,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def to_message(
-    assignments: Sequence[str], unset: Sequence[str], *, cache: str
+    assignments: Sequence[str], unset: Sequence[str], *, cache: str, option: str = "--set"
 ) -> tuple[pb.Category, FieldMask]:
-    """The fields that FIELD=VALUE name, and the mask of these and of those to unset. Raises: CommandError."""
+    """The fields that FIELD=VALUE name, and the mask of these and of those to unset. option: that they were
+    given by. Raises: CommandError."""
     message = pb.Category()
     paths: list[str] = []
     for assignment in assignments:
         path, is_given, text = assignment.partition("=")
         if not is_given:
-            raise CommandError(f"--set {assignment}: give FIELD=VALUE")
+            raise CommandError(f"{option} {assignment}: give FIELD=VALUE")
         if path not in _settable():
             raise CommandError(f"{path!r} is no field of a policy; {', '.join(_settable())} are")
         try:
             _assign(message, path, text, cache=cache)
         except (ValueError, KeyError, OverflowError) as error:
             raise CommandError(
-                f"--set {assignment}: {text!r} is no value of {path}{_choices(path)}"
+                f"{option} {assignment}: {text!r} is no value of {path}{_choices(path)}"
             ) from error
         paths.append(path)
     paths += unset
@@ -114,6 +115,8 @@ def _assign(message: pb.Category, path: str, text: str, *, cache: str) -> None:
         setattr(message, path, _FLAGS[text.lower()])
     elif field.type == FieldDescriptor.TYPE_INT64:
         setattr(message, path, int(text))
+    elif field.type == FieldDescriptor.TYPE_STRING:
+        setattr(message, path, text)
     else:
         setattr(message, path, float(text))
 
@@ -129,7 +132,7 @@ def _settable() -> list[str]:
     """The fields of a policy: those of the message that replies do not only tell."""
     told = {
         *("name", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count"),
-        *("shadow_hit_count", "bypass_count", "shift", "inherited_fields"),
+        *("shadow_hit_count", "bypass_count", "shift", "inherited_fields", "rule", "break_even_hit_rate"),
     }
     return [field.name for field in pb.Category.DESCRIPTOR.fields if field.name not in told]
 
@@ -186,9 +189,13 @@ def _lines(chain: Sequence[pb.Category]) -> list[str]:
     lines = [f"{_last(category.name)}{above}  (etag {category.etag})"]
     for path, source in _sources(chain).items():
         value = _value(category, path)
-        shown = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
+        shown = "-" if value is None else f"{value:g}" if isinstance(value, float) else _told_value(value)
         lines.append(f"  {path:<24}{shown:<14}{source}")
     return lines
+
+
+def _told_value(value: Any) -> str:
+    return (value or "-") if isinstance(value, str) else str(value).lower()
 
 
 def _told(change: admin_pb.PolicyChange) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from service.database import check_schema, open_engine
 from service.embedder import Embedder
 from service.errors import DeadlineError, StoreUnavailableError
 from service.leases import Leases
+from service.load import Loads
 from service.refresher import Refresher, Replicas
 from service.request_samples import RequestSamples
 from service.rule_learning import RuleLearner
@@ -75,6 +76,7 @@ class Application:
             max_per_category=config.leases.max_per_category,
             max_waiting=int(config.leases.waiting_share * free_threads),
         )
+        self.loads = Loads()
         self.cache = SemanticCache(
             accesses=self.accesses,
             embedder=self.embedder,
@@ -82,6 +84,7 @@ class Application:
             min_seq_wait_seconds=config.refresh.min_seq_wait_seconds,
             leases=self.leases,
             samples=self.samples,
+            loads=self.loads,
         )
         self.search = VectorSearch(
             self.engine,

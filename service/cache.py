@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from index.planner import SearchPath
 from index.requests import Match
 from service.accesses import AccessLog
+from service.break_even import Bypasses, bypass_below
 from service.decision_rules import RuleSource
 from service.embedder import Embedder
 from service.embedding import check_input, embed_inputs
@@ -17,14 +18,14 @@ from service.evidence import NO_SKETCH, Evidence, pack_evidence, sketch_of
 from service.explaining import explain
 from service.finding import find, find_fingerprint, fingerprint_of, partitions_of, to_lookup
 from service.leases import Leases, Question, RefreshTurns, Turn, Wait
-from service.lookup import Found, Lookup, LookupMode, LookupQuery, LookupReason
+from service.load import Loads
+from service.lookup import HITS, Found, Lookup, LookupMode, LookupQuery, LookupReason
 from service.payload import unpack_payload
 from service.replica import CacheReplica, CacheState
 from service.request_samples import RequestSamples
 from service.risk import Risk
 from service.tokens import LookupToken, sign_token
 
-_HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
 # Misses that take a lease: where nothing could be served. In shadow mode every caller computes anyway.
 _LEASED = (
     LookupReason.BEYOND_THRESHOLD,
@@ -34,7 +35,9 @@ _LEASED = (
     LookupReason.EXPLORED,
     LookupReason.RISKY,
     LookupReason.DISTRUSTED,
+    LookupReason.UNPROFITABLE,
 )
+_UNSEARCHED = (LookupReason.FINGERPRINT, LookupReason.UNPROFITABLE)
 _REFRESH_SECONDS = 30.0  # so long one caller computes anew what is served past its refresh time
 _REFRESH_TURNS = 65_536
 _LONE_LEASES = 256
@@ -71,6 +74,7 @@ class LookupAnswer:
     rule_source: RuleSource | None = None
     risk: Risk | None = None
     risk_limit: float | None = None
+    load: float | None = None
     explanation: str = ""
     generation: str = ""
     lease_token: str = ""
@@ -81,7 +85,7 @@ class LookupAnswer:
     @property
     def is_hit(self) -> bool:
         """Whether the response is served."""
-        return self.reason in _HITS
+        return self.reason in HITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,12 @@ class SemanticCache:
         min_seq_wait_seconds: float,
         leases: Leases | None = None,
         samples: RequestSamples | None = None,
+        loads: Loads | None = None,
     ) -> None:
         """leases: of all lookups of the process; None: of these alone, and nobody waits. samples: that rules
-        are learned for; None: nothing is."""
+        are learned for; None: nothing is. loads: that are reported; None: none is."""
+        self._loads = loads or Loads()
+        self._bypasses = Bypasses()
         self._samples = samples
         self._refreshes = RefreshTurns(max_turns=_REFRESH_TURNS)
         self._leases = leases or Leases(max_per_category=_LONE_LEASES, max_waiting=0)
@@ -166,6 +173,8 @@ class SemanticCache:
             if not (query.mode is LookupMode.BYPASS or query.source.is_empty)
             and find_fingerprint(state.index, partitions_of(state, query), keys[i], now_ms=now_ms) is None
         ]
+        skipped = {i for i in asked if self._is_skipped(state, queries[i])}
+        asked = [i for i in asked if i not in skipped or queries[i].source.embedding is not None]
         embedded = embed_inputs(
             state.record,
             [queries[i].source for i in asked],
@@ -181,7 +190,11 @@ class SemanticCache:
             stored_count = self._leases.stored_count if asks_lease else 0
             state, now_ms = replica.state, self._clock()
             seq = state.index.applied_seq
-            lookups = [to_lookup(state, query, keys[i], vectors.get(i)) for i, query in enumerate(queries)]
+            loads = self._loads.of(state.record.id)
+            lookups = [
+                to_lookup(state, query, keys[i], vectors.get(i), loads=loads, is_skipped=i in skipped)
+                for i, query in enumerate(queries)
+            ]
             found = find(state, lookups, now_ms=now_ms)
             return _View(state, lookups, found, seq, now_ms, stored_count)
 
@@ -200,6 +213,19 @@ class SemanticCache:
             self._answer(view, lookup, found, leased=own, started_ns=started)
             for lookup, found, own in zip(view.lookups, view.found, leased, strict=True)
         ]
+
+    def _is_skipped(self, state: CacheState, query: LookupQuery) -> bool:
+        """Whether nothing is searched for it, as that does not pay. Raises: NotFoundError."""
+        category = state.category(query.category)
+        if query.mode is not LookupMode.SERVE or bypass_below(category.policy) is None:
+            return False
+        return self._bypasses.is_skipped(category.id)
+
+    def _learn_whether_it_pays(self, lookup: Lookup, found: Found) -> None:
+        least = bypass_below(lookup.category.policy)
+        was_searched = lookup.embedded is not None and found.reason not in _UNSEARCHED
+        if least is not None and was_searched and lookup.query.mode is LookupMode.SERVE:
+            self._bypasses.record(lookup.category.id, is_hit=found.reason in HITS, break_even=least)
 
     def _lease(self, lookup: Lookup, found: Found | None) -> _Leased:
         """The lease of a miss that asked for one, without waiting."""
@@ -252,7 +278,7 @@ class SemanticCache:
     ) -> LookupAnswer:
         state, seq = view.state, view.seq
         reason = LookupReason.LEASED if leased.by_other else _served_reason(lookup, found)
-        is_hit = reason in _HITS
+        is_hit = reason in HITS
         match = found.match if found else None
         self._accesses.record(
             state.record.id,
@@ -266,6 +292,7 @@ class SemanticCache:
         )
         entry, content_type, response, token = "", "", b"", ""
         if found is not None:
+            self._learn_whether_it_pays(lookup, found)
             if match is not None:
                 entry, content_type, response = unpack_payload(match.payload)
             judged = match or found.candidate
@@ -293,6 +320,7 @@ class SemanticCache:
             rule_source=found.rule_source if found else None,
             risk=found.risk if found else None,
             risk_limit=found.risk_limit if found else None,
+            load=lookup.load,
             explanation=explain(reason, lookup, found, rule=state.rules.get(lookup.category.id))
             if lookup.query.explain
             else "",
@@ -343,7 +371,8 @@ def _takes_lease(lookup: Lookup, found: Found | None) -> bool:
 
 
 def _question(lookup: Lookup) -> Question:
-    embedded = lookup.embedded
+    # Who waited for an answer that only a search finds would have waited in vain.
+    embedded = None if lookup.is_skipped else lookup.embedded
     return Question(
         cache_id=lookup.category.cache_id,
         category_id=lookup.category.id,
@@ -359,9 +388,9 @@ def _question(lookup: Lookup) -> Question:
 def _served_reason(lookup: Lookup, found: Found | None) -> LookupReason:
     if found is None:
         return LookupReason.BYPASS
-    if found.reason in _HITS and lookup.query.mode is LookupMode.REFRESH:
+    if found.reason in HITS and lookup.query.mode is LookupMode.REFRESH:
         return LookupReason.REFRESH
-    if found.reason in _HITS and lookup.category.policy.shadow:
+    if found.reason in HITS and lookup.category.policy.shadow:
         return LookupReason.SHADOW
     return found.reason
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from index.requests import Match
 from service.consent import probabilities_of
-from service.decision_rules import DecisionRule, RuleSource
+from service.decision_rules import DecisionRule, RuleSource, limit_at
 from service.evidence import NO_JUDGE, judge_of, sketch_of
 from service.expiration import Freshness, freshness
 from service.false_hits import Memory
@@ -95,7 +95,7 @@ def _freshness(lookup: Lookup, match: Match, *, now_ms: int) -> Freshness:
     if max_age_ms is None and policy.refresh_after_ms is None:  # as most are
         return Freshness.FRESH
     facts: Facts = payload_facts(match.payload)
-    return freshness(facts.create_ms, policy, now_ms=now_ms, max_age_ms=max_age_ms)
+    return freshness(facts.create_ms, policy, now_ms=now_ms, max_age_ms=max_age_ms, load=lookup.load or 0.0)
 
 
 def _served(found: Found, match: Match, *, source: RuleSource) -> Found:
@@ -153,7 +153,7 @@ def _within_limit(lookup: Lookup, chosen: Found, rule: DecisionRule, memory: Mem
     target, match, embedded = lookup.category.policy.target, chosen.match, lookup.embedded
     assert target is not None and match is not None and embedded is not None  # else there is no rule
     risk = rule.model.risk(chosen.features, z=target.z)
-    limit = rule.risk_limit * memory.strictness
+    limit = limit_at(rule, lookup.category.policy, lookup.load or 0.0) * memory.strictness
     chosen = chosen._replace(rule_source=rule.source, risk=risk, risk_limit=limit)
     if risk.probability > limit:
         return chosen._replace(match=None, reason=LookupReason.RISKY)

@@ -30,7 +30,7 @@ from service.keys import (
     parse_child,
 )
 from service.lookup import LookupMode, LookupQuery, LookupReason
-from service.policy import Policy
+from service.policy import MODEL_BYTES, Policy
 from service.records import CategoryRecord, EntryRecord, NewEntry, StoredEntry
 from service.search import SearchAnswer, SearchQuery
 from service.spaces import modality_of
@@ -38,7 +38,6 @@ from service.tables import NEVER_MS
 
 TEXT_BYTES = 64 * 1024
 KEY_BYTES = 1024
-MODEL_BYTES = 256
 TERM_COUNT = 32
 TERM_CHARACTERS = 128
 REQUEST_ID_CHARACTERS = 64
@@ -46,6 +45,8 @@ LEASE_TOKEN_CHARACTERS = 64
 CONTENT_TYPE_CHARACTERS = 255
 MOST_LEASE_MS = 10 * 60 * 1000
 MOST_WAIT_MS = 60 * 1000
+LOAD_MS = 30 * 1000
+MOST_LOAD_MS = 10 * 60 * 1000
 # So that what an entry is worth, its cost by hits and bytes, is a number in every database.
 COST_LEAST, COST_MOST = 1e-18, 1e18
 MOST_SECONDS = 10**12  # either side of the epoch: what milliseconds hold, and far beyond any Timestamp
@@ -163,6 +164,7 @@ def from_lookup(cache: str, answer: LookupAnswer) -> cache_pb.LookupResponse:
         risk_high=answer.risk.high if answer.risk else None,
         risk_limit=answer.risk_limit,
         explanation=answer.explanation,
+        load=answer.load,
     )
 
 
@@ -231,6 +233,40 @@ def _wait_ms(request: cache_pb.LookupRequest) -> int:
     if wait_ms and not request.HasField("lease"):
         raise InvalidRequestError("a lookup that waits asks for a lease", reason="WAIT_WITHOUT_LEASE")
     return wait_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedLoad:
+    """The load of a model, in [0, 1], for so long."""
+
+    cache: str
+    model: str
+    load: float
+    seconds: float
+
+
+def to_reported_load(request: cache_pb.ReportLoadRequest) -> ReportedLoad:
+    """What is reported. Raises: InvalidRequestError."""
+    cache = parse_cache(request.parent)
+    if not request.model:
+        raise InvalidRequestError("a model is required", reason="INVALID_VALUE", field="model")
+    if not 0 <= request.load <= 1:  # nor NaN
+        raise InvalidRequestError(
+            f"a load is in [0, 1], not {request.load}", reason="INVALID_LOAD", field="load"
+        )
+    ttl_ms = to_milliseconds(request.ttl) if request.HasField("ttl") else LOAD_MS
+    if not 0 < ttl_ms <= MOST_LOAD_MS:
+        raise InvalidRequestError(
+            f"a load lasts 1 ms to {MOST_LOAD_MS // 60_000} min, not {ttl_ms / 1000} s",
+            reason="INVALID_TTL",
+            field="ttl",
+        )
+    return ReportedLoad(
+        cache=cache,
+        model=check_text(request.model, field="model", most_bytes=MODEL_BYTES),
+        load=abs(request.load),  # of a negative 0
+        seconds=ttl_ms / 1000,
+    )
 
 
 def to_entry_values(entry: pb.Entry, *, max_response_bytes: int) -> dict[str, Any]:

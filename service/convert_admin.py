@@ -7,6 +7,7 @@ from nearhit.v1 import admin_service_pb2 as admin_pb
 from nearhit.v1 import resources_pb2 as pb
 
 from index.vector_index import VectorIndex
+from service.break_even import break_even_hit_rate
 from service.category_shift import load_alarm
 from service.convert import KEY_BYTES, RULE_SOURCES, check_text, to_timestamp
 from service.convert_policy import inherited_fields, set_policy
@@ -124,6 +125,9 @@ def from_category(
         etag=str(record.version),
     )
     set_policy(category, record.policy)
+    break_even = break_even_hit_rate(record.policy)
+    if break_even is not None:
+        category.break_even_hit_rate = break_even
     if record.policy.max_wrong is not None:
         category.rule.CopyFrom(_from_rule(rule))
     if shift is not None:
@@ -139,6 +143,7 @@ def _from_rule(rule: DecisionRule | None) -> pb.DecisionRule:
         risk_limit=rule.risk_limit,
         judged_count=rule.judged_count,
         wrong_count=rule.wrong_count,
+        risk_limit_at_load=rule.risk_limit_at_load,
     )
 
 

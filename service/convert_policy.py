@@ -85,20 +85,25 @@ def _enum(name: str, names: dict[int, str], *, is_whole: bool = False) -> _Field
     )
 
 
+def _duration(path: str, name: str) -> _Field:
+    """A duration, in ms in the policy; zero and less are refused as INVALID_REFRESH."""
+
+    def read(category: pb.Category) -> Value | None:
+        if not category.HasField(path):
+            return None
+        return to_positive_milliseconds(getattr(category, path), field=path, reason="INVALID_REFRESH")
+
+    def write(category: pb.Category, policy: Policy) -> None:
+        duration_ms = getattr(policy, name)
+        if duration_ms is not None:
+            getattr(category, path).CopyFrom(to_duration(duration_ms))
+
+    return _Field(name, read, write)
+
+
 def _write_ttl(category: pb.Category, policy: Policy) -> None:
     if policy.ttl_ms is not None:
         category.ttl.CopyFrom(to_duration(policy.ttl_ms))
-
-
-def _write_refresh_after(category: pb.Category, policy: Policy) -> None:
-    if policy.refresh_after_ms is not None:
-        category.refresh_after.CopyFrom(to_duration(policy.refresh_after_ms))
-
-
-def _read_refresh_after(category: pb.Category) -> Value | None:
-    if not category.HasField("refresh_after"):
-        return None
-    return to_positive_milliseconds(category.refresh_after, field="refresh_after", reason="INVALID_REFRESH")
 
 
 _FIELDS = {
@@ -115,7 +120,7 @@ _FIELDS = {
     "eviction": _enum("eviction", _EVICTIONS, is_whole=True),
     "shadow": _plain("shadow", is_whole=True),
     "min_probability": _plain("min_probability"),
-    "refresh_after": _Field("refresh_after_ms", _read_refresh_after, _write_refresh_after),
+    "refresh_after": _duration("refresh_after", "refresh_after_ms"),
     "stale_while_revalidate": _plain("stale_while_revalidate"),
     "min_cost": _plain("min_cost"),
     "second_sighting": _plain("second_sighting"),
@@ -126,6 +131,14 @@ _FIELDS = {
     "exploration": _plain("exploration"),
     "cold_threshold": _plain("cold_threshold"),
     "compare_responses": _plain("compare_responses"),
+    "load_model": _plain("load_model"),
+    "max_threshold_at_load": _plain("max_threshold_at_load"),
+    "max_wrong_at_load": _plain("max_wrong_at_load"),
+    "refresh_after_at_load": _duration("refresh_after_at_load", "refresh_after_at_load_ms"),
+    "lookup_cost": _plain("lookup_cost"),
+    "hit_cost": _plain("hit_cost"),
+    "model_cost": _plain("model_cost"),
+    "auto_bypass": _plain("auto_bypass"),
 }
 
 

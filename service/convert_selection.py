@@ -6,7 +6,6 @@ from nearhit.v1 import semantic_cache_service_pb2 as cache_pb
 
 from service.convert import (
     KEY_BYTES,
-    MODEL_BYTES,
     check_term,
     check_text,
     child_ids,
@@ -17,6 +16,7 @@ from service.convert import (
 )
 from service.embedding import Input
 from service.errors import InvalidRequestError
+from service.policy import MODEL_BYTES
 from service.records import Selection
 from service.replica import CacheState
 

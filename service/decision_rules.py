@@ -13,6 +13,8 @@ import numpy as np
 from sqlalchemy import Connection, and_, insert, select, update
 
 from service.evidence import NO_JUDGE
+from service.load import between
+from service.policy import Policy
 from service.registry import lock_cache
 from service.risk import FEATURES, RiskModel
 from service.tables import decision_rules
@@ -30,7 +32,7 @@ class RuleSource(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecisionRule:
-    """Serve what has at most a risk of `risk_limit`.
+    """Serve what has at most a risk of `risk_limit`; at a load of 1, of `risk_limit_at_load`, no less.
 
     judge: of the verifier whose word the model reads, see `evidence`. judged_count, wrong_count: of the
     evidence that the rule was learned from, its own and what it borrowed. learned_to: the last verdict's row
@@ -45,6 +47,15 @@ class DecisionRule:
     wrong_count: int = 0
     learned_to: int = 0
     version: int = 0
+    risk_limit_at_load: float | None = None  # None: none was learned, the limit stays
+
+
+def limit_at(rule: DecisionRule, policy: Policy, load: float) -> float:
+    """The risk up to which is served at a load, between two limits that keep what is promised for each."""
+    busy = rule.risk_limit_at_load
+    if not load or busy is None or policy.max_wrong_at_load is None:
+        return rule.risk_limit
+    return between(rule.risk_limit, max(busy, rule.risk_limit), load)
 
 
 def read_rules(
@@ -108,6 +119,7 @@ def _dump(rule: DecisionRule) -> str:
             "weights": rule.model.weights.tolist(),
             "covariance": rule.model.covariance.tolist(),
             "risk_limit": rule.risk_limit,
+            "risk_limit_at_load": rule.risk_limit_at_load,
             "judge": rule.judge.hex(),
             "judged_count": rule.judged_count,
             "wrong_count": rule.wrong_count,
@@ -128,6 +140,9 @@ def _load(content: str, version: int) -> DecisionRule | None:
             return None
         if not np.isfinite(weights).all() or not 0.0 <= read["risk_limit"] <= 1.0:
             return None
+        busy = read.get("risk_limit_at_load")  # absent from rules of before
+        if busy is not None and not 0.0 <= busy <= 1.0:
+            return None
         return DecisionRule(
             source=RuleSource(read["source"]),
             model=RiskModel(weights, covariance),
@@ -137,6 +152,7 @@ def _load(content: str, version: int) -> DecisionRule | None:
             wrong_count=int(read["wrong_count"]),
             learned_to=int(read["learned_to"]),
             version=version,
+            risk_limit_at_load=None if busy is None else float(busy),
         )
     except (ValueError, KeyError, TypeError):
         return None

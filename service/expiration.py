@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Select, select
 
+from service.load import refresh_after_at
 from service.policy import Policy
 from service.records import NewEntry
 from service.tables import NEVER_MS, entries
@@ -47,19 +48,26 @@ def lifetime(item: NewEntry, policy: Policy, *, now_ms: int) -> Lifetime:
 
 
 def freshness(
-    create_ms: int | None, policy: Policy, *, now_ms: int, max_age_ms: int | None = None
+    create_ms: int | None,
+    policy: Policy,
+    *,
+    now_ms: int,
+    max_age_ms: int | None = None,
+    load: float = 0.0,
 ) -> Freshness:
     """How an entry stands to its category's refresh time and to the age that a caller accepts (ms; None:
     any).
 
-    create_ms: None where it is not known: then it is older than whatever is asked for. A caller may only be
-    stricter: what is too old for it is stale, whatever the category would serve.
+    create_ms: None where it is not known: then it is older than whatever is asked for. load: in [0, 1], at
+    which the refresh time may be later, the expire time never. A caller may only be stricter: what is too old
+    for it is stale, whatever the category would serve.
     """
     if max_age_ms is not None and (create_ms is None or now_ms - create_ms > max_age_ms):
         return Freshness.STALE
-    if policy.refresh_after_ms is None:
+    refresh_after_ms = refresh_after_at(policy, load)
+    if refresh_after_ms is None:
         return Freshness.FRESH
-    if create_ms is not None and now_ms - create_ms < policy.refresh_after_ms:
+    if create_ms is not None and now_ms - create_ms < refresh_after_ms:
         return Freshness.FRESH
     return Freshness.DUE if policy.stale_while_revalidate else Freshness.STALE
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from service.break_even import break_even_hit_rate
 from service.decision_rules import DecisionRule, RuleSource
 from service.lookup import Found, Lookup, LookupReason
 
@@ -67,6 +68,14 @@ def _distrusted(lookup: Lookup, found: Found | None, _rule: DecisionRule | None)
     )
 
 
+def _unprofitable(lookup: Lookup, _found: Found | None, _rule: DecisionRule | None) -> str:
+    least = break_even_hit_rate(lookup.category.policy)
+    return (
+        f"miss: nothing was searched, as searching pays from a hit rate of {_percent(least)} on, and the"
+        " category's is lower"
+    )
+
+
 def _always(sentence: str) -> Callable[[Lookup, Found | None, DecisionRule | None], str]:
     return lambda _lookup, _found, _rule: sentence
 
@@ -88,6 +97,7 @@ _SENTENCES = {
         "miss: the entry would have been served, but it is to be learned whether it is right"
     ),
     LookupReason.RISKY: _risky,
+    LookupReason.UNPROFITABLE: _unprofitable,
     LookupReason.DISTRUSTED: _distrusted,
 }
 
@@ -106,9 +116,15 @@ def _evidence(lookup: Lookup, rule: DecisionRule | None) -> str:
     if rule is None or target is None:
         return "by a rule that is gone"
     owner = "its own" if rule.source is RuleSource.LEARNED else "its parent's"
+    at_load = lookup.category.policy.target_at_load
+    busy = (
+        ""
+        if not lookup.load or at_load is None
+        else f", at full load {_percent(at_load.wrong_share)}; the load is {_percent(lookup.load)}"
+    )
     return (
         f"learned from {rule.judged_count:,} of {owner} judged lookups ({rule.wrong_count:,} wrong), so that"
-        f" at most {_percent(target.wrong_share)} of all {target.basis} are wrong"
+        f" at most {_percent(target.wrong_share)} of all {target.basis} are wrong{busy}"
     )
 
 

@@ -2,7 +2,7 @@
 another's place, the nearest one of the embedder before. No SQL, no write on this path."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from index.planner import SearchPath
@@ -13,6 +13,7 @@ from service.choosing import aged, asks_consent, choose, is_learned, is_served
 from service.consent import SHORTLIST
 from service.embedding import Embedded, default_fingerprint
 from service.keys import fingerprint_key, scope_key, split_key
+from service.load import applied_load, threshold_at
 from service.lookup import Found, Lookup, LookupMode, LookupQuery, LookupReason
 from service.replica import CacheState
 from service.spaces import spaces_of
@@ -24,20 +25,31 @@ _SKIPPING_PATHS = (SearchPath.CASCADE, SearchPath.IVF)  # they do not examine ev
 # What a fingerprint that no entry has finds, where there is nothing else to look for.
 _NOTHING = Found(match=None, reason=LookupReason.NO_CANDIDATE, distance=None)
 
+_UNPROFITABLE = Found(match=None, reason=LookupReason.UNPROFITABLE, distance=None)
+
 
 def to_lookup(
-    state: CacheState, query: LookupQuery, key: Fingerprint | None, embedded: Embedded | None
+    state: CacheState,
+    query: LookupQuery,
+    key: Fingerprint | None,
+    embedded: Embedded | None,
+    *,
+    loads: Mapping[str, float] | None = None,
+    is_skipped: bool = False,
 ) -> Lookup:
-    """The lookup on a state. Raises: NotFoundError: no such category."""
+    """The lookup on a state. loads: of models. Raises: NotFoundError: no such category."""
     category = state.category(query.category)
+    load = applied_load(category.policy, loads or {})
     return Lookup(
         query=query,
         category=category,
         partitions=partitions_of(state, query),
-        threshold=applied_threshold(category.policy.threshold, query.threshold),
+        threshold=applied_threshold(threshold_at(category.policy, load or 0.0), query.threshold),
         key=key,
         embedded=embedded,
         seq=state.index.applied_seq,
+        load=load,
+        is_skipped=is_skipped,
     )
 
 
@@ -59,8 +71,8 @@ def find(state: CacheState, lookups: Sequence[Lookup], *, now_ms: int) -> list[F
             # Where it is stale no other entry takes its place: this one is to be renewed.
             found[i] = aged(lookup, same, now_ms=now_ms)
             continue
-        found[i] = _NOTHING
-        if lookup.embedded is not None:
+        found[i] = _UNPROFITABLE if lookup.is_skipped else _NOTHING
+        if lookup.embedded is not None and not lookup.is_skipped:
             searched.append(i)
     if searched:
         nearest = _find_nearest(state, [lookups[i] for i in searched], now_ms=now_ms)

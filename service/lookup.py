@@ -34,6 +34,7 @@ class LookupReason(Enum):
     holds the lease of the same question, or of one within the threshold. STALE: an entry would be one, if it
     were younger. EXPLORED: one would be one, if the category did not explore. RISKY: none of those within the
     threshold is sure enough. DISTRUSTED: they are what was wrong near the question, or not near enough there.
+    UNPROFITABLE: nothing was searched, as that does not pay in the category.
     """
 
     FINGERPRINT = "fingerprint"
@@ -49,6 +50,11 @@ class LookupReason(Enum):
     EXPLORED = "explored"
     RISKY = "risky"
     DISTRUSTED = "distrusted"
+    UNPROFITABLE = "unprofitable"
+
+
+HITS = (LookupReason.FINGERPRINT, LookupReason.WITHIN_THRESHOLD)
+"""The reasons of hits; all others are of misses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +108,8 @@ class Found(NamedTuple):  # quicker to make than a dataclass
 class Lookup(NamedTuple):
     """One lookup and what it is answered from. partitions: of all spaces of its modality. threshold: of those
     searched. embedded: None where no vector is searched for. is_mapped: it is one of the embedder before.
-    seq: of the state."""
+    seq: of the state. load: that counts for the category, in [0, 1]; None: none does. is_skipped: where no
+    fingerprint answers, nothing is searched."""
 
     query: LookupQuery
     category: CategoryRecord
@@ -112,3 +119,5 @@ class Lookup(NamedTuple):
     embedded: Embedded | None
     is_mapped: bool = False
     seq: int = 0
+    load: float | None = None
+    is_skipped: bool = False

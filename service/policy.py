@@ -7,13 +7,14 @@ along the chain of its parents: the nearest category that sets a field decides, 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from service.errors import DamagedPolicyError, InvalidRequestError
 from service.promise import BASES, HITS, Target
 
 DEPTH_MOST = 8
+MODEL_BYTES = 256
 """Categories from a root down to the deepest one below it."""
 
 TTL_MODE_NAMES = ("absolute", "sliding")
@@ -40,7 +41,11 @@ class Policy:
     answers, of `max_wrong_of`, that is promised with `confidence`; None: nothing is, and the threshold alone
     decides. exploration: share of would-be hits that are computed to learn from. cold_threshold: decides
     while too little is known. compare_responses: a response that is stored for a lookup says, by being equal
-    or not, whether what that lookup found would have been right.
+    or not, whether what that lookup found would have been right. load_model: whose load counts
+    (service.load); empty: none does. At a load of 1 hold max_threshold_at_load, max_wrong_at_load and
+    refresh_after_at_load_ms; None: the same as without load. lookup_cost, hit_cost, model_cost: of a search,
+    of serving, of computing, in one unit; a model_cost of 0 is not known. auto_bypass: nothing is searched
+    while that does not pay (service.break_even).
     """
 
     threshold: float = 0.10
@@ -62,6 +67,14 @@ class Policy:
     exploration: float = 0.02
     cold_threshold: float = 0.02
     compare_responses: bool = False
+    load_model: str = ""
+    max_threshold_at_load: float | None = None
+    max_wrong_at_load: float | None = None
+    refresh_after_at_load_ms: int | None = None
+    lookup_cost: float = 0.0
+    hit_cost: float = 0.0
+    model_cost: float = 0.0
+    auto_bypass: bool = False
 
     @property
     def target(self) -> Target | None:
@@ -69,6 +82,14 @@ class Policy:
         if self.max_wrong is None:
             return None
         return Target(wrong_share=self.max_wrong, basis=self.max_wrong_of, confidence=self.confidence)
+
+    @property
+    def target_at_load(self) -> Target | None:
+        """What is asked for at a load of 1; None: the same as without load."""
+        target = self.target
+        if target is None or self.max_wrong_at_load is None:
+            return None
+        return replace(target, wrong_share=self.max_wrong_at_load)
 
 
 class _Rule(NamedTuple):
@@ -103,6 +124,14 @@ def _flag() -> _Rule:
     return _Rule(lambda value: isinstance(value, bool), "true or false", "INVALID_VALUE")
 
 
+def _cost() -> _Rule:
+    return _Rule(_number(lambda value: value >= 0), "finite and not negative", "INVALID_COST")
+
+
+def _is_model(value: Value) -> bool:
+    return isinstance(value, str) and len(value.encode()) <= MODEL_BYTES and "\0" not in value
+
+
 def _one_of(names: tuple[str, ...]) -> _Rule:
     return _Rule(lambda value: value in names, f"one of {', '.join(names)}", "UNKNOWN_VALUE")
 
@@ -120,7 +149,7 @@ _RULES = {
     "max_bytes": _limit(),
     "eviction": _one_of(EVICTIONS),
     "shadow": _flag(),
-    "min_cost": _Rule(_number(lambda value: value >= 0), "finite and not negative", "INVALID_COST"),
+    "min_cost": _cost(),
     "second_sighting": _flag(),
     "on_wrong": _one_of(WRONG_ACTIONS),
     "max_wrong": _Rule(_number(lambda value: 0 < value <= 0.5), "in (0, 0.5]", "INVALID_TARGET"),
@@ -131,6 +160,16 @@ _RULES = {
         _number(lambda value: 0 <= value <= 2), "a cosine distance in [0, 2]", "INVALID_THRESHOLD"
     ),
     "compare_responses": _flag(),
+    "load_model": _Rule(_is_model, f"at most {MODEL_BYTES} bytes, without NUL", "INVALID_VALUE"),
+    "max_threshold_at_load": _Rule(
+        _number(lambda value: 0 <= value <= 2), "a cosine distance in [0, 2]", "INVALID_THRESHOLD"
+    ),
+    "max_wrong_at_load": _Rule(_number(lambda value: 0 < value <= 0.5), "in (0, 0.5]", "INVALID_TARGET"),
+    "refresh_after_at_load_ms": _duration("INVALID_REFRESH"),
+    "lookup_cost": _cost(),
+    "hit_cost": _cost(),
+    "model_cost": _cost(),
+    "auto_bypass": _flag(),
 }
 FIELDS = tuple(Policy.__dataclass_fields__)
 assert tuple(_RULES) == FIELDS  # every field has a rule
@@ -158,6 +197,32 @@ def check_policy(policy: Policy, *, category: str) -> None:
             field="refresh_after",
             category=category,
         )
+    busy_ms = policy.refresh_after_at_load_ms
+    if busy_ms is not None and ttl_ms is not None and busy_ms > ttl_ms:
+        raise _clash("refresh_after_at_load", f"is over the ttl of {ttl_ms} ms", "INVALID_REFRESH", category)
+    if busy_ms is not None and refresh_ms is not None and busy_ms < refresh_ms:
+        raise _clash(
+            "refresh_after_at_load", f"is under refresh_after, {refresh_ms} ms", "INVALID_REFRESH", category
+        )
+    most = policy.max_threshold_at_load
+    if most is not None and policy.max_wrong is None and most < policy.threshold:
+        raise _clash(
+            "max_threshold_at_load",
+            f"is under the threshold, {policy.threshold}",
+            "INVALID_THRESHOLD",
+            category,
+        )
+    wrong, busy_wrong = policy.max_wrong, policy.max_wrong_at_load
+    if wrong is not None and busy_wrong is not None and busy_wrong < wrong:
+        raise _clash("max_wrong_at_load", f"is under max_wrong, {wrong}", "INVALID_TARGET", category)
+    if policy.model_cost and policy.hit_cost >= policy.model_cost:
+        raise _clash("hit_cost", f"is no less than model_cost, {policy.model_cost}", "INVALID_COST", category)
+
+
+def _clash(field: str, problem: str, reason: str, category: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"category {category}: {field} {problem}", reason=reason, field=field, category=category
+    )
 
 
 def changed_own(own: OwnPolicy, changed: Mapping[str, Value | None]) -> dict[str, Value]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.decision_rules import DecisionRule, RuleSource
 from service.evidence import Evidence
-from service.promise import Target, correction_of, risk_limit
+from service.promise import HORIZON, Target, correction_of, risk_limit
 from service.risk import FEATURES, borrowed, learn_risk, no_evidence
 
 LEAST_EVIDENCE = 100
@@ -20,6 +20,9 @@ LEAST_OF_A_KIND = 5
 
 EVIDENCE_KEPT = 5_000
 """Latest judged lookups of a category that are learned from."""
+
+LEAST_REQUESTS = 300
+"""Lookups of its own that a limit is chosen for; of fewer the evidence counts as lookups, too."""
 
 GROWTH = 0.05
 """Of the evidence, after which a rule is learned anew."""
@@ -60,6 +63,17 @@ def is_due(count: int, *, learned_count: int) -> bool:
     return count >= LEAST_EVIDENCE and count - learned_count >= max(LEAST_GROWTH, GROWTH * learned_count)
 
 
+def requests_like(latest: NDArray[np.float64], pools: Sequence[JudgedLookups]) -> NDArray[np.float64]:
+    """Features of lookups like those that come, float64 [n, f], for which a limit is chosen.
+
+    latest: float64 [m, f], a category's own. pools: evidence of it and of its ancestors, its own first.
+    """
+    if len(latest) >= LEAST_REQUESTS:
+        return latest
+    widest = next((judged for judged in pools if len(judged.wrong) >= LEAST_REQUESTS), pools[0])
+    return np.concatenate([latest, widest.features[-HORIZON:]])
+
+
 def fit_rule(
     own: JudgedLookups,
     ancestors: Sequence[JudgedLookups],
@@ -67,12 +81,14 @@ def fit_rule(
     target: Target,
     *,
     explored_share: float,
+    target_at_load: Target | None = None,
 ) -> DecisionRule:
     """The rule of a category.
 
     own: its evidence and that of its descendants. ancestors: the same of each of its ancestors, its parent
     first, so evidence is in all of those above it: what a parent says is shrunk towards, not added. requests:
-    float64 [n, f], features of recent lookups. explored_share: of what would be hits.
+    float64 [n, f], features of recent lookups. explored_share: of what would be hits. target_at_load: what is
+    promised at a load of 1; None: the same.
     """
     chain = [own, *ancestors]
     enough = [judged for judged in chain if judged.is_enough]
@@ -86,11 +102,16 @@ def fit_rule(
     nearest = enough[0]
     would_hit = nearest.would_hit
     correction = correction_of(model, nearest.features[would_hit], nearest.wrong[would_hit])
-    limit = risk_limit(model, requests, target, served_share=1.0 - explored_share, correction=correction)
+
+    def limit_for(promised: Target) -> float:
+        served_share = 1.0 - explored_share
+        return risk_limit(model, requests, promised, served_share=served_share, correction=correction)
+
     return DecisionRule(
         source=RuleSource.LEARNED if nearest is own else RuleSource.BORROWED,
         model=model,
-        risk_limit=limit,
+        risk_limit=limit_for(target),
+        risk_limit_at_load=None if target_at_load is None else limit_for(target_at_load),
         judged_count=len(nearest.wrong),
         wrong_count=int(nearest.wrong.sum()),
     )

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, select
 
 from service.database import reading, writing
@@ -22,18 +20,14 @@ from service.errors import NotFoundError
 from service.evidence import NO_JUDGE, NO_SKETCH, Evidence, judge_of, unpack_evidence
 from service.false_hits import KEPT, FalseHit, FalseHits, is_near
 from service.policy import below, chain_of
-from service.promise import HORIZON
 from service.records import PAIR_LABELS, CategoryRecord
 from service.replica import CacheReplica, CacheState
 from service.request_samples import RequestSamples
-from service.rule_fit import EVIDENCE_KEPT, JudgedLookups, fit_rule, is_due
+from service.rule_fit import EVIDENCE_KEPT, JudgedLookups, fit_rule, is_due, requests_like
 from service.tables import feedback
 
 READ_AT_START = 200_000
 """Latest verdicts of a cache that are read when it is opened."""
-
-LEAST_REQUESTS = 300
-"""Lookups of its own that a limit is chosen for; of fewer the evidence counts as lookups, too."""
 
 _PAGE = 1_000
 
@@ -152,9 +146,10 @@ class RuleLearner:
         rule = fit_rule(
             own,
             ancestors,
-            self._requests(category, own, ancestors),
+            requests_like(self._samples.latest(category.id), (own, *ancestors)),
             target,
             explored_share=category.policy.exploration,
+            target_at_load=category.policy.target_at_load,
         )
         version = 0 if known is None else known.version
         rule = replace(rule, judge=judge, learned_to=followed.read_to, version=version)
@@ -163,16 +158,6 @@ class RuleLearner:
         if is_kept:
             rules = {**replica.state.rules, category.id: replace(rule, version=version + 1)}
             replica.use_rules(rules, replica.state.false_hits)
-
-    def _requests(
-        self, category: CategoryRecord, own: JudgedLookups, ancestors: Sequence[JudgedLookups]
-    ) -> NDArray[np.float64]:
-        """Features of lookups like those that come, float64 [n, f]."""
-        latest = self._samples.latest(category.id)
-        if len(latest) >= LEAST_REQUESTS:
-            return latest
-        widest = next((judged for judged in (own, *ancestors) if len(judged.wrong) >= LEAST_REQUESTS), own)
-        return np.concatenate([latest, widest.features[-HORIZON:]])
 
 
 def _first_to_read(connection: Connection, cache_id: int) -> int:

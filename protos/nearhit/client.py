@@ -1,5 +1,6 @@
 """A thin typed client: resource names are built here, embeddings may be arrays, errors are NearhitError."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -268,6 +269,14 @@ class Client:
         answer: cache_pb.RecordFeedbackResponse = self.call(self.semantic_cache.RecordFeedback, request)
         return answer
 
+    def report_load(self, cache: str, model: str, load: float, *, ttl: timedelta | None = None) -> None:
+        """Tell the server that answers the load of a model, in [0, 1], for `ttl` (default 30 s); see
+        `load_of`. Of several replicas each wants to be told."""
+        request = cache_pb.ReportLoadRequest(
+            parent=f"caches/{cache}", model=model, load=load, ttl=_duration(ttl)
+        )
+        self.call(self.semantic_cache.ReportLoad, request)
+
     def export_entries(self, cache: str, *, category: str = "") -> Iterator[pb.Entry]:
         """Stream every live entry with embedding and response; has no time limit."""
         request = cache_pb.ExportEntriesRequest(parent=_parent(cache, category))
@@ -448,6 +457,16 @@ class Client:
             return method(request, timeout=self._timeout_seconds)
         except grpc.RpcError as error:
             raise to_error(error) from error
+
+
+def load_of(latency: float, *, usual: float, most: float) -> float:
+    """A latency, or the length of a queue, as a load: 0 up to `usual`, 1 from `most` on, linear between.
+
+    All in one unit. Raises: ValueError: unless 0 <= usual < most and the latency is a number.
+    """
+    if not 0 <= usual < most or math.isnan(latency):
+        raise ValueError(f"no load of {latency} where {usual} is usual and {most} the most")
+    return min(max((latency - usual) / (most - usual), 0.0), 1.0)
 
 
 def lookup_request(

@@ -9,7 +9,6 @@ other questions. Hits of which nobody said whether they are right are told apart
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,13 @@ from scripts.bench.cache_streams import (
 )
 from scripts.bench.lines import Figure, add_bench_arguments, print_figure
 from scripts.bench.plot import write_curves
+from service.break_even import wilson
 from service.promise import REQUESTS, Target
 
 WRONG_RATE = 0.01
 WRONG_SHARES = (0.005, 0.01, 0.02)
 STATIC_DISTANCES = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22, 0.25)
 VCACHE_DELTAS = (0.01, 0.02, 0.05, 0.1)
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +196,6 @@ def _metrics(one: Run) -> dict[str, float]:
         metrics["wrong_rate_most"] = max(map(_wrong_rate, one.replays))
         metrics["promise_kept"] = float(sum(_wrong_rate(own) <= one.setting for own in one.replays))
     return metrics
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, JASA 1927)."""
-    share, square = count / total, Z_95 * Z_95
-    middle = (share + square / (2 * total)) / (1 + square / total)
-    width = (
-        Z_95 / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    )
-    return max(0.0, middle - width), min(1.0, middle + width)
 
 
 def _plot(stream: Stream, runs: Sequence[Run], path: Path) -> None:

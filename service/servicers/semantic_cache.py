@@ -206,6 +206,13 @@ class SemanticCacheServicer(SemanticCacheServiceServicer):
             entry=entry, recorded=verdict.is_first, query_kept=verdict.query_kept
         )
 
+    def ReportLoad(self, request: cache_pb.ReportLoadRequest, context: grpc.ServicerContext) -> Empty:
+        """Remember the load of a model."""
+        told = convert.to_reported_load(request)
+        cache_id = self._app.replicas.get(told.cache).state.record.id
+        self._app.loads.report(cache_id, told.model, told.load, seconds=told.seconds)
+        return Empty()
+
     def ExportEntries(
         self, request: cache_pb.ExportEntriesRequest, context: grpc.ServicerContext
     ) -> Iterator[cache_pb.ExportEntriesResponse]:

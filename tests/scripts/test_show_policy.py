@@ -87,6 +87,20 @@ def test_a_policy_is_shown_with_where_it_comes_from_and_changed(served: Served, 
     assert json.loads(changes[0]["before"]) == {"parent": "root", "shadow": True}
 
 
+def test_categories_with_a_promise_and_with_costs_are_shown(served: Served, capsys: Output) -> None:
+    server, address = served
+    server.client.create_cache("faq", dim=8)
+    server.client.create_category("faq", "sure", max_wrong=0.02, lookup_cost=1.0, model_cost=4.0)
+    own = ("policy", "faq", "sure", "--address", address, "--set", "load_model=m-1")
+    assert main([*own, "--set", "refresh_after=5", "--set", "refresh_after_at_load=60"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line.split()[1:] for line in lines}
+    assert shown["max_wrong"] == ["0.02", "own"]
+    assert shown["load_model"] == ["m-1", "own"]
+    assert shown["refresh_after_at_load"] == ["60", "own"]
+    assert not {"rule", "break_even_hit_rate"} & set(shown)
+
+
 def test_a_change_with_an_old_etag_or_of_nothing_there_is_refused(served: Served, capsys: Output) -> None:
     server, address = served
     server.client.create_cache("faq", dim=8)

@@ -72,13 +72,23 @@ def test_every_field_is_read_back_and_inherited(door: Client) -> None:
         "exploration": 0.1,
         "cold_threshold": 0.03,
         "compare_responses": True,
+        "load_model": "m-1",
+        "max_threshold_at_load": 0.3,
+        "max_wrong_at_load": 0.05,
+        "refresh_after_at_load": Duration(seconds=60),
+        "lookup_cost": 0.5,
+        "hit_cost": 0.25,
+        "model_cost": 2.25,
+        "auto_bypass": True,
     }
     made = door.create_category("faq", "root", **policy)
     leaf = door.create_category("faq", "leaf", parent="root")
     for category in (made, leaf, get(door, "root"), get(door, "leaf")):
         for name, value in policy.items():
             given = getattr(category, name)
-            assert (given.ToTimedelta() if isinstance(given, Duration) else given) == value, name
+            expected = value.ToTimedelta() if isinstance(value, Duration) else value
+            assert (given.ToTimedelta() if isinstance(given, Duration) else given) == expected, name
+        assert category.break_even_hit_rate == 0.25
     assert list(made.inherited_fields) == ["min_probability"]
     assert sorted(leaf.inherited_fields) == sorted([*policy, "min_probability"])
     assert (made.parent, leaf.parent) == ("", PARENT + "root")

@@ -24,6 +24,7 @@ from service.policy import (
     DEPTH_MOST,
     EVICTIONS,
     FIELDS,
+    TARGET_THRESHOLD,
     Policy,
     below,
     chain_of,
@@ -35,6 +36,7 @@ from service.policy import (
     resolve,
 )
 from service.policy_changes import RETAINED_MOST, read_changes, record_change
+from service.promise import BASES
 from service.records import CategoryRecord
 from service.tables import categories, policy_changes
 
@@ -52,6 +54,20 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "min_cost": st.floats(0, 1e9),
     "second_sighting": st.booleans(),
     "on_wrong": st.sampled_from(["keep", "demote", "remove"]),
+    "max_wrong": st.floats(0.001, 0.5),
+    "max_wrong_of": st.sampled_from(BASES),
+    "confidence": st.floats(0.5, 0.99),
+    "exploration": st.floats(0, 0.5),
+    "cold_threshold": st.floats(0, 2),
+    "compare_responses": st.booleans(),
+    "load_model": st.sampled_from(["", "m"]),
+    "max_threshold_at_load": st.floats(0, 2),
+    "max_wrong_at_load": st.floats(0.001, 0.5),
+    "refresh_after_at_load_ms": st.integers(1, 10**9),
+    "lookup_cost": st.floats(0, 1e9),
+    "hit_cost": st.floats(0, 1e9),
+    "model_cost": st.floats(0, 1e9),
+    "auto_bypass": st.booleans(),
 }
 OWN = st.fixed_dictionaries({}, optional=VALUES)
 TREE = st.lists(st.tuples(OWN, st.integers(0, 20)), min_size=1, max_size=12)
@@ -88,11 +104,17 @@ def drop(cache: StoreCache, name: str) -> None:
         delete_category(connection, cache.name, name, etag="", now_ms=9)
 
 
-def naive(parents: Mapping[int, int | None], own: Mapping[int, Mapping[str, Any]], key: int | None) -> Any:
+def naive(parents: Mapping[int, int | None], own: Mapping[int, Mapping[str, Any]], key: int) -> Any:
     """What holds, by asking the parent for everything and overwriting it."""
-    if key is None:
-        return asdict(Policy())
-    return {**naive(parents, own, parents[key]), **own[key]}
+    found = overwritten(parents, own, key)
+    return {**asdict(Policy()), **({"threshold": TARGET_THRESHOLD} if "max_wrong" in found else {}), **found}
+
+
+def overwritten(
+    parents: Mapping[int, int | None], own: Mapping[int, Mapping[str, Any]], key: int | None
+) -> dict[str, Any]:
+    """What is set by the category or any above it."""
+    return {} if key is None else {**overwritten(parents, own, parents[key]), **own[key]}
 
 
 def test_every_field_is_drawn_here() -> None:

@@ -125,7 +125,7 @@ class Modality(_message.Message):
     def __init__(self, modality: _Optional[str] = ..., dim: _Optional[int] = ..., embedder_id: _Optional[str] = ..., successor: _Optional[_Union[Modality, _Mapping]] = ...) -> None: ...
 
 class Category(_message.Message):
-    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift", "parent", "refresh_after", "stale_while_revalidate", "min_cost", "second_sighting", "on_wrong", "inherited_fields", "max_wrong", "max_wrong_of", "confidence", "exploration", "cold_threshold", "compare_responses", "rule")
+    __slots__ = ("name", "threshold", "ttl", "ttl_mode", "max_entries", "max_bytes", "eviction", "shadow", "entry_count", "size_bytes", "create_time", "etag", "hit_count", "miss_count", "shadow_hit_count", "bypass_count", "min_probability", "shift", "parent", "refresh_after", "stale_while_revalidate", "min_cost", "second_sighting", "on_wrong", "inherited_fields", "max_wrong", "max_wrong_of", "confidence", "exploration", "cold_threshold", "compare_responses", "rule", "load_model", "max_threshold_at_load", "max_wrong_at_load", "refresh_after_at_load", "lookup_cost", "hit_cost", "model_cost", "auto_bypass", "break_even_hit_rate")
     NAME_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,15 @@ class Category(_message.Message):
     COLD_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     COMPARE_RESPONSES_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_THRESHOLD_AT_LOAD_FIELD_NUMBER: _ClassVar[int]
+    MAX_WRONG_AT_LOAD_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_AFTER_AT_LOAD_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_COST_FIELD_NUMBER: _ClassVar[int]
+    HIT_COST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_COST_FIELD_NUMBER: _ClassVar[int]
+    AUTO_BYPASS_FIELD_NUMBER: _ClassVar[int]
+    BREAK_EVEN_HIT_RATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     threshold: float
     ttl: _duration_pb2.Duration
@@ -190,19 +199,30 @@ class Category(_message.Message):
     cold_threshold: float
     compare_responses: bool
     rule: DecisionRule
-    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ..., parent: _Optional[str] = ..., refresh_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stale_while_revalidate: bool = ..., min_cost: _Optional[float] = ..., second_sighting: bool = ..., on_wrong: _Optional[_Union[WrongAction, str]] = ..., inherited_fields: _Optional[_Iterable[str]] = ..., max_wrong: _Optional[float] = ..., max_wrong_of: _Optional[_Union[WrongBasis, str]] = ..., confidence: _Optional[float] = ..., exploration: _Optional[float] = ..., cold_threshold: _Optional[float] = ..., compare_responses: bool = ..., rule: _Optional[_Union[DecisionRule, _Mapping]] = ...) -> None: ...
+    load_model: str
+    max_threshold_at_load: float
+    max_wrong_at_load: float
+    refresh_after_at_load: _duration_pb2.Duration
+    lookup_cost: float
+    hit_cost: float
+    model_cost: float
+    auto_bypass: bool
+    break_even_hit_rate: float
+    def __init__(self, name: _Optional[str] = ..., threshold: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl_mode: _Optional[_Union[TtlMode, str]] = ..., max_entries: _Optional[int] = ..., max_bytes: _Optional[int] = ..., eviction: _Optional[_Union[Eviction, str]] = ..., shadow: bool = ..., entry_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., hit_count: _Optional[int] = ..., miss_count: _Optional[int] = ..., shadow_hit_count: _Optional[int] = ..., bypass_count: _Optional[int] = ..., min_probability: _Optional[float] = ..., shift: _Optional[_Union[Shift, _Mapping]] = ..., parent: _Optional[str] = ..., refresh_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stale_while_revalidate: bool = ..., min_cost: _Optional[float] = ..., second_sighting: bool = ..., on_wrong: _Optional[_Union[WrongAction, str]] = ..., inherited_fields: _Optional[_Iterable[str]] = ..., max_wrong: _Optional[float] = ..., max_wrong_of: _Optional[_Union[WrongBasis, str]] = ..., confidence: _Optional[float] = ..., exploration: _Optional[float] = ..., cold_threshold: _Optional[float] = ..., compare_responses: bool = ..., rule: _Optional[_Union[DecisionRule, _Mapping]] = ..., load_model: _Optional[str] = ..., max_threshold_at_load: _Optional[float] = ..., max_wrong_at_load: _Optional[float] = ..., refresh_after_at_load: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lookup_cost: _Optional[float] = ..., hit_cost: _Optional[float] = ..., model_cost: _Optional[float] = ..., auto_bypass: bool = ..., break_even_hit_rate: _Optional[float] = ...) -> None: ...
 
 class DecisionRule(_message.Message):
-    __slots__ = ("source", "risk_limit", "judged_count", "wrong_count")
+    __slots__ = ("source", "risk_limit", "judged_count", "wrong_count", "risk_limit_at_load")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     RISK_LIMIT_FIELD_NUMBER: _ClassVar[int]
     JUDGED_COUNT_FIELD_NUMBER: _ClassVar[int]
     WRONG_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RISK_LIMIT_AT_LOAD_FIELD_NUMBER: _ClassVar[int]
     source: RuleSource
     risk_limit: float
     judged_count: int
     wrong_count: int
-    def __init__(self, source: _Optional[_Union[RuleSource, str]] = ..., risk_limit: _Optional[float] = ..., judged_count: _Optional[int] = ..., wrong_count: _Optional[int] = ...) -> None: ...
+    risk_limit_at_load: float
+    def __init__(self, source: _Optional[_Union[RuleSource, str]] = ..., risk_limit: _Optional[float] = ..., judged_count: _Optional[int] = ..., wrong_count: _Optional[int] = ..., risk_limit_at_load: _Optional[float] = ...) -> None: ...
 
 class Shift(_message.Message):
     __slots__ = ("state", "lookup_count", "explanation", "direction", "size", "limit", "share", "since_time", "alarm_time")

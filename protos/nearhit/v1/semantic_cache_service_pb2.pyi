@@ -42,6 +42,7 @@ class LookupReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOOKUP_REASON_EXPLORED: _ClassVar[LookupReason]
     LOOKUP_REASON_RISKY: _ClassVar[LookupReason]
     LOOKUP_REASON_DISTRUSTED: _ClassVar[LookupReason]
+    LOOKUP_REASON_UNPROFITABLE: _ClassVar[LookupReason]
 
 class Completion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -85,6 +86,7 @@ LOOKUP_REASON_STALE: LookupReason
 LOOKUP_REASON_EXPLORED: LookupReason
 LOOKUP_REASON_RISKY: LookupReason
 LOOKUP_REASON_DISTRUSTED: LookupReason
+LOOKUP_REASON_UNPROFITABLE: LookupReason
 COMPLETION_UNSPECIFIED: Completion
 COMPLETION_COMPLETE: Completion
 COMPLETION_TRUNCATED: Completion
@@ -126,7 +128,7 @@ class LookupRequest(_message.Message):
     def __init__(self, category: _Optional[str] = ..., query: _Optional[_Union[_resources_pb2.Query, _Mapping]] = ..., scope: _Optional[str] = ..., fingerprint: _Optional[str] = ..., mode: _Optional[_Union[LookupMode, str]] = ..., threshold: _Optional[float] = ..., min_seq: _Optional[int] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., explain: bool = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token", "rule_source", "risk", "risk_low", "risk_high", "risk_limit", "explanation", "refresh_due")
+    __slots__ = ("outcome", "reason", "entry", "response", "content_type", "distance", "threshold", "search_path", "candidates_examined", "lookup_token", "generation", "seq", "latency_us", "probability", "mapped", "lease_token", "rule_source", "risk", "risk_low", "risk_high", "risk_limit", "explanation", "load", "refresh_due")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +151,7 @@ class LookupResponse(_message.Message):
     RISK_HIGH_FIELD_NUMBER: _ClassVar[int]
     RISK_LIMIT_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     REFRESH_DUE_FIELD_NUMBER: _ClassVar[int]
     outcome: LookupOutcome
     reason: LookupReason
@@ -172,8 +175,9 @@ class LookupResponse(_message.Message):
     risk_high: float
     risk_limit: float
     explanation: str
+    load: float
     refresh_due: bool
-    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ..., rule_source: _Optional[_Union[_resources_pb2.RuleSource, str]] = ..., risk: _Optional[float] = ..., risk_low: _Optional[float] = ..., risk_high: _Optional[float] = ..., risk_limit: _Optional[float] = ..., explanation: _Optional[str] = ..., refresh_due: bool = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[LookupOutcome, str]] = ..., reason: _Optional[_Union[LookupReason, str]] = ..., entry: _Optional[str] = ..., response: _Optional[bytes] = ..., content_type: _Optional[str] = ..., distance: _Optional[float] = ..., threshold: _Optional[float] = ..., search_path: _Optional[_Union[_resources_pb2.SearchPath, str]] = ..., candidates_examined: _Optional[int] = ..., lookup_token: _Optional[str] = ..., generation: _Optional[str] = ..., seq: _Optional[int] = ..., latency_us: _Optional[int] = ..., probability: _Optional[float] = ..., mapped: bool = ..., lease_token: _Optional[str] = ..., rule_source: _Optional[_Union[_resources_pb2.RuleSource, str]] = ..., risk: _Optional[float] = ..., risk_low: _Optional[float] = ..., risk_high: _Optional[float] = ..., risk_limit: _Optional[float] = ..., explanation: _Optional[str] = ..., load: _Optional[float] = ..., refresh_due: bool = ...) -> None: ...
 
 class BatchLookupRequest(_message.Message):
     __slots__ = ("parent", "requests")
@@ -322,6 +326,18 @@ class RecordFeedbackResponse(_message.Message):
     recorded: bool
     query_kept: bool
     def __init__(self, entry: _Optional[str] = ..., recorded: bool = ..., query_kept: bool = ...) -> None: ...
+
+class ReportLoadRequest(_message.Message):
+    __slots__ = ("parent", "model", "load", "ttl")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    model: str
+    load: float
+    ttl: _duration_pb2.Duration
+    def __init__(self, parent: _Optional[str] = ..., model: _Optional[str] = ..., load: _Optional[float] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ExportEntriesRequest(_message.Message):
     __slots__ = ("parent",)

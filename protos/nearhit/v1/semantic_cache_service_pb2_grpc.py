@@ -95,6 +95,11 @@ class SemanticCacheServiceStub(object):
                 request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackRequest.SerializeToString,
                 response_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackResponse.FromString,
                 _registered_method=True)
+        self.ReportLoad = channel.unary_unary(
+                '/nearhit.v1.SemanticCacheService/ReportLoad',
+                request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.ReportLoadRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.ExportEntries = channel.unary_stream(
                 '/nearhit.v1.SemanticCacheService/ExportEntries',
                 request_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.ExportEntriesRequest.SerializeToString,
@@ -190,6 +195,13 @@ class SemanticCacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportLoad(self, request, context):
+        """Tells this replica the load of a model, for categories that name it as `load_model`. The last report counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportEntries(self, request, context):
         """Streams every live entry of a cache with embedding and response.
         """
@@ -257,6 +269,11 @@ def add_SemanticCacheServiceServicer_to_server(servicer, server):
                     servicer.RecordFeedback,
                     request_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackRequest.FromString,
                     response_serializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackResponse.SerializeToString,
+            ),
+            'ReportLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportLoad,
+                    request_deserializer=nearhit_dot_v1_dot_semantic__cache__service__pb2.ReportLoadRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'ExportEntries': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportEntries,
@@ -548,6 +565,33 @@ class SemanticCacheService(object):
             '/nearhit.v1.SemanticCacheService/RecordFeedback',
             nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackRequest.SerializeToString,
             nearhit_dot_v1_dot_semantic__cache__service__pb2.RecordFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearhit.v1.SemanticCacheService/ReportLoad',
+            nearhit_dot_v1_dot_semantic__cache__service__pb2.ReportLoadRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
