@@ -20,7 +20,7 @@ from service.break_even import Bypasses, break_even_hit_rate
 from service.coding import EncoderSet, to_stored
 from service.embedding import DEFAULT_MODALITY, Embedded, Input
 from service.eviction import worth
-from service.evidence import NO_SKETCH, Evidence
+from service.evidence import NO_SKETCH, Evidence, judge_of
 from service.expiration import extended, lifetime
 from service.finding import find, find_fingerprint, fingerprint_of, partitions_of, to_lookup
 from service.keys import scope_key
@@ -143,7 +143,7 @@ class SimulatedCache:
         assert found is not None  # it asked for something
         self._learn_whether_it_pays(category, found, is_bypassed=is_bypassed)
         if found.features:
-            self._samples.add(category.id, found.features)
+            self._samples.add(category.id, found.judge, found.features)
         if found.reason in HITS and found.match is not None:
             entry_id = found.match.entry_id
             served = unpack_payload(found.match.payload).response
@@ -183,7 +183,7 @@ class SimulatedCache:
             return
         evidence = Evidence(
             was_served=False,
-            is_explored=found.reason is LookupReason.EXPLORED,
+            is_withheld=found.reason in (*HITS, LookupReason.EXPLORED),  # by shadow, or to learn
             judge=found.judge,
             sketch=NO_SKETCH,
             features=found.features,
@@ -200,14 +200,16 @@ class SimulatedCache:
             return
         self._learned_counts[category.id] = count
         own = JudgedLookups.of(self._judged[category.id])
+        judge = judge_of(DEFAULT_MODALITY, "")
         rule = fit_rule(
             own,
             (),
-            requests_like(self._samples.latest(category.id), (own,)),
+            requests_like(self._samples.latest(category.id, judge), (own,)),
             target,
             explored_share=category.policy.exploration,
             target_at_load=category.policy.target_at_load,
         )
+        rule = replace(rule, judge=judge)
         self._state = replace(self._state, rules={**self._state.rules, category.id: rule})
 
     def _store(

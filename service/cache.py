@@ -10,6 +10,7 @@ from index.planner import SearchPath
 from index.requests import Match
 from service.accesses import AccessLog
 from service.break_even import Bypasses, bypass_below
+from service.choosing import sure_threshold
 from service.decision_rules import RuleSource
 from service.embedder import Embedder
 from service.embedding import check_input, embed_inputs
@@ -299,7 +300,7 @@ class SemanticCache:
             if judged is not None:
                 token = self._token(state, lookup, found, judged, seq=seq, was_served=is_hit)
             if found.features and self._samples is not None:
-                self._samples.add(lookup.category.id, found.features)
+                self._samples.add(lookup.category.id, found.judge, found.features)
         return LookupAnswer(
             reason=reason,
             threshold=_applied(lookup, found),
@@ -336,7 +337,7 @@ class SemanticCache:
         vector = lookup.embedded.vector if lookup.embedded else lookup.query.source.embedding
         evidence = Evidence(
             was_served=was_served,
-            is_explored=found.reason is LookupReason.EXPLORED,
+            is_withheld=not was_served and found.reason in (*HITS, LookupReason.EXPLORED),
             judge=found.judge,
             sketch=NO_SKETCH if vector is None else sketch_of(vector),
             features=found.features,
@@ -381,7 +382,7 @@ def _question(lookup: Lookup) -> Question:
         key=lookup.key,
         space=embedded.space if embedded else "",
         vector=embedded.vector if embedded else None,
-        threshold=lookup.threshold,
+        threshold=sure_threshold(lookup),
     )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from index.requests import Match
 from service.consent import probabilities_of
 from service.decision_rules import DecisionRule, RuleSource, limit_at
-from service.evidence import NO_JUDGE, judge_of, sketch_of
+from service.evidence import judge_of, sketch_of
 from service.expiration import Freshness, freshness
-from service.false_hits import Memory
+from service.false_hits import NOTHING, Memory
 from service.lookup import Found, Lookup, LookupReason
 from service.payload import Facts, payload_facts, response_key
 from service.replica import CacheState
@@ -23,25 +23,23 @@ from service.threshold import decide
 VERIFIED = 8
 """Of the nearest entries, that a verifier is asked about where a rule is to be learned."""
 
-_NO_MEMORY = Memory(frozenset(), 1.0)
-
 
 def choose(
     state: CacheState, lookup: Lookup, found: Found, matches: Sequence[Match], *, now_ms: int
 ) -> Found:
     """What is found, as the category decides.
 
-    found: the nearest entry within the threshold. matches: ascending by distance, with vectors where a
-    verifier is asked.
+    found: the nearest entry within reach. matches: ascending by distance, with vectors where a verifier is
+    asked.
     """
-    within = [match for match in matches if decide(match.cosine_distance, lookup.threshold).within]
+    within = [match for match in matches if decide(match.cosine_distance, reach(lookup)).within]
     trusted = [match for match in within if not payload_facts(match.payload).is_demoted]
     if not trusted:  # all that are near enough were judged wrong: they are as good as beyond
         return found._replace(match=None, reason=LookupReason.BEYOND_THRESHOLD, distance=None)
     memory = _memory(state, lookup)
-    if memory is not _NO_MEMORY:
+    if memory.strictness < 1.0:
         near = trusted
-        limit = lookup.threshold * (1.0 if is_learned(lookup) else memory.strictness)
+        limit = reach(lookup) * (1.0 if is_learned(lookup) else memory.strictness)
         trusted = [
             match
             for match in near
@@ -72,6 +70,18 @@ def asks_consent(lookup: Lookup) -> bool:
 def is_learned(lookup: Lookup) -> bool:
     """Whether a learned rule decides; of mapped distances none is learned."""
     return lookup.category.policy.max_wrong is not None and not lookup.is_mapped
+
+
+def reach(lookup: Lookup) -> float:
+    """Cosine distance within which entries are looked at. A rule learns from all within the category's
+    threshold: to one that asks for nearer ones, those beyond must still speak against."""
+    return lookup.category.policy.threshold if is_learned(lookup) else lookup.threshold
+
+
+def sure_threshold(lookup: Lookup) -> float:
+    """Cosine distance within which an entry is a hit whatever else is known, but for a verifier's consent."""
+    policy = lookup.category.policy
+    return lookup.threshold if policy.max_wrong is None else min(lookup.threshold, policy.cold_threshold)
 
 
 def is_served(state: CacheState, lookup: Lookup, match: Match, *, now_ms: int) -> bool:
@@ -135,14 +145,19 @@ def _by_rule(
     )
     match = candidates[weighed.position]
     probability = None if probabilities is None else probabilities[weighed.position]
-    judge = NO_JUDGE if verifier is None or probabilities is None else judge_of(verifier.verifier_id)
+    verifier_id = "" if verifier is None or probabilities is None else verifier.verifier_id
+    judge = judge_of(embedded.space, verifier_id)
     chosen = _served(found, match, source=RuleSource.COLD)._replace(
         candidate=match, features=weighed.features, judge=judge, probability=probability
     )
+    if not decide(match.cosine_distance, lookup.threshold).within:
+        return chosen._replace(match=None, reason=LookupReason.BEYOND_THRESHOLD)
     if policy.min_probability is not None and (probability is None or probability < policy.min_probability):
         return chosen._replace(match=None, reason=LookupReason.UNVERIFIED)
     rule = state.rules.get(lookup.category.id)
-    if rule is None or rule.source is RuleSource.COLD or rule.judge != judge:
+    # What was learned for another target, or of other distances, promises nothing.
+    promises = rule is not None and (rule.judge, rule.target) == (judge, policy.target)
+    if rule is None or rule.source is RuleSource.COLD or not promises:
         is_hit = match.cosine_distance <= policy.cold_threshold * memory.strictness
         return chosen if is_hit else chosen._replace(match=None, reason=LookupReason.RISKY)
     return _within_limit(lookup, chosen, rule, memory)
@@ -150,14 +165,15 @@ def _by_rule(
 
 def _within_limit(lookup: Lookup, chosen: Found, rule: DecisionRule, memory: Memory) -> Found:
     """What was chosen, where its risk is within the limit; of these some are explored."""
-    target, match, embedded = lookup.category.policy.target, chosen.match, lookup.embedded
-    assert target is not None and match is not None and embedded is not None  # else there is no rule
-    risk = rule.model.risk(chosen.features, z=target.z)
-    limit = limit_at(rule, lookup.category.policy, lookup.load or 0.0) * memory.strictness
+    policy, match, embedded = lookup.category.policy, chosen.match, lookup.embedded
+    assert policy.target is not None and match is not None and embedded is not None  # else there is no rule
+    risk = rule.model.risk(chosen.features, z=policy.target.z)
+    load = lookup.load if rule.target_at_load == policy.target_at_load else None
+    limit = limit_at(rule, policy, load or 0.0) * memory.strictness
     chosen = chosen._replace(rule_source=rule.source, risk=risk, risk_limit=limit)
-    if risk.probability > limit:
+    if not risk.probability <= limit:  # nor where it is no number
         return chosen._replace(match=None, reason=LookupReason.RISKY)
-    if _is_explored(lookup, share=lookup.category.policy.exploration):
+    if _is_explored(lookup, share=policy.exploration):
         return chosen._replace(reason=LookupReason.EXPLORED)
     return chosen
 
@@ -186,6 +202,10 @@ def _memory(state: CacheState, lookup: Lookup) -> Memory:
     """What is remembered of wrong answers near the query."""
     false_hits = state.false_hits.get(lookup.category.id)
     if false_hits is None or lookup.embedded is None:
-        return _NO_MEMORY
-    memory = false_hits.near(sketch_of(lookup.embedded.vector))
-    return memory if memory.strictness < 1.0 else _NO_MEMORY
+        return NOTHING
+    near = false_hits.near(sketch_of(lookup.embedded.vector))
+    if lookup.mapped_from is None:
+        return near
+    # Verdicts keep the sketch of what was asked, now or when the embedder before was asked.
+    asked = false_hits.near(sketch_of(lookup.mapped_from.vector))
+    return Memory(near.entry_ids | asked.entry_ids, min(near.strictness, asked.strictness))

@@ -6,7 +6,7 @@ over by every replica: lookups read it, and change nothing of it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 
 import numpy as np
@@ -15,8 +15,9 @@ from sqlalchemy import Connection, and_, insert, select, update
 from service.evidence import NO_JUDGE
 from service.load import between
 from service.policy import Policy
+from service.promise import Target
 from service.registry import lock_cache
-from service.risk import FEATURES, RiskModel
+from service.risk import FEATURES, RiskModel, no_evidence
 from service.tables import decision_rules
 
 
@@ -34,7 +35,8 @@ class RuleSource(Enum):
 class DecisionRule:
     """Serve what has at most a risk of `risk_limit`; at a load of 1, of `risk_limit_at_load`, no less.
 
-    judge: of the verifier whose word the model reads, see `evidence`. judged_count, wrong_count: of the
+    target, target_at_load, explored_share: that the limits were chosen for; None: for none. judge: of the
+    distances and the verifier that the model reads, see `evidence`. judged_count, wrong_count: of the
     evidence that the rule was learned from, its own and what it borrowed. learned_to: the last verdict's row
     id.
     """
@@ -42,6 +44,9 @@ class DecisionRule:
     source: RuleSource
     model: RiskModel
     risk_limit: float
+    target: Target | None = None
+    target_at_load: Target | None = None
+    explored_share: float = 0.0
     judge: bytes = NO_JUDGE
     judged_count: int = 0
     wrong_count: int = 0
@@ -63,8 +68,7 @@ def read_rules(
 ) -> dict[int, DecisionRule]:
     """The rules of a cache by row id of the category; of `known` those that are still the ones kept.
 
-    A row that is damaged, or of another version of this program, is no rule: the category is cold until it
-    learns.
+    A row that is damaged, emptied, or of another version of this program, is a cold one.
     """
     versions = select(decision_rules.c.category_id, decision_rules.c.version).where(
         decision_rules.c.cache_id == cache_id
@@ -77,8 +81,7 @@ def read_rules(
                 select(decision_rules.c.content).where(decision_rules.c.category_id == category_id)
             ).scalar()
             rule = _load(content or "", version)
-        if rule is not None:
-            found[category_id] = rule
+        found[category_id] = rule
     return found
 
 
@@ -93,13 +96,22 @@ def read_rule(connection: Connection, category_id: int) -> DecisionRule | None:
 
 
 def write_rule(
-    connection: Connection, cache_id: int, category_id: int, rule: DecisionRule, *, now_ms: int
+    connection: Connection,
+    cache_id: int,
+    category_id: int,
+    rule: DecisionRule,
+    *,
+    config_version: int,
+    now_ms: int,
 ) -> bool:
-    """Keep a rule; False where another replica was first.
+    """Keep a rule; False where another replica was first, or the cache's settings are no longer the ones that
+    it was learned at: the category may be gone or ask for something else, verdicts may be forgotten.
 
     rule.version: the one known before. Raises: NotFoundError: the cache was deleted.
     """
-    lock_cache(connection, cache_id)  # as every transaction does before it touches a category
+    # As every transaction does before it touches a category.
+    if lock_cache(connection, cache_id).config_version != config_version:
+        return False
     own = decision_rules.c.category_id == category_id
     known = connection.execute(select(decision_rules.c.version).where(own)).scalar()
     values = {"content": _dump(rule), "version": rule.version + 1, "update_ms": now_ms}
@@ -111,6 +123,14 @@ def write_rule(
     return connection.execute(update(decision_rules).where(same).values(**values)).rowcount == 1
 
 
+def empty_rules(connection: Connection, cache_id: int, *, now_ms: int) -> None:
+    """Keep nothing of the rules of a cache: all of its categories are cold until they learn again."""
+    of_cache = decision_rules.c.cache_id == cache_id
+    # Not deleted: a version that is used again would be taken for the rule that it was of.
+    values = {"content": "", "version": decision_rules.c.version + 1, "update_ms": now_ms}
+    connection.execute(update(decision_rules).where(of_cache).values(**values))
+
+
 def _dump(rule: DecisionRule) -> str:
     return json.dumps(
         {
@@ -120,6 +140,9 @@ def _dump(rule: DecisionRule) -> str:
             "covariance": rule.model.covariance.tolist(),
             "risk_limit": rule.risk_limit,
             "risk_limit_at_load": rule.risk_limit_at_load,
+            "target": None if rule.target is None else asdict(rule.target),
+            "target_at_load": None if rule.target_at_load is None else asdict(rule.target_at_load),
+            "explored_share": rule.explored_share,
             "judge": rule.judge.hex(),
             "judged_count": rule.judged_count,
             "wrong_count": rule.wrong_count,
@@ -128,7 +151,14 @@ def _dump(rule: DecisionRule) -> str:
     )
 
 
-def _load(content: str, version: int) -> DecisionRule | None:
+def _load(content: str, version: int) -> DecisionRule:
+    read = _loaded(content, version)
+    if read is None:
+        return DecisionRule(source=RuleSource.COLD, model=no_evidence(), risk_limit=0.0, version=version)
+    return read
+
+
+def _loaded(content: str, version: int) -> DecisionRule | None:
     try:
         read = json.loads(content)
         weights = np.array(read["weights"], dtype=np.float64)
@@ -147,6 +177,9 @@ def _load(content: str, version: int) -> DecisionRule | None:
             source=RuleSource(read["source"]),
             model=RiskModel(weights, covariance),
             risk_limit=float(read["risk_limit"]),
+            target=None if read["target"] is None else Target(**read["target"]),
+            target_at_load=None if read["target_at_load"] is None else Target(**read["target_at_load"]),
+            explored_share=float(read["explored_share"]),
             judge=bytes.fromhex(read["judge"]),
             judged_count=int(read["judged_count"]),
             wrong_count=int(read["wrong_count"]),

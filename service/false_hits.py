@@ -45,7 +45,7 @@ class Memory(NamedTuple):
     strictness: float
 
 
-_NOTHING = Memory(frozenset(), 1.0)
+NOTHING = Memory(frozenset(), 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +72,10 @@ class FalseHits:
     def near(self, sketch: bytes) -> Memory:
         """What is remembered near a query's sketch."""
         if not len(self):
-            return _NOTHING
+            return NOTHING
         bits = np.zeros(len(self), dtype=np.uint16)
         for words, word in zip(self.sketches, np.frombuffer(sketch, dtype=np.uint64), strict=True):
             bits += np.bitwise_count(words ^ word)
         if bits.min() > NEAR_BITS:
-            return _NOTHING
+            return NOTHING
         return Memory(frozenset(self.entry_ids[bits <= NEAR_BITS].tolist()), STRICTER)

@@ -9,7 +9,7 @@ from index.planner import SearchPath
 from index.requests import Partition, SearchRequest, SearchResult
 from index.segment import Fingerprint
 from index.vector_index import VectorIndex
-from service.choosing import aged, asks_consent, choose, is_learned, is_served
+from service.choosing import aged, asks_consent, choose, is_learned, is_served, reach, sure_threshold
 from service.consent import SHORTLIST
 from service.embedding import Embedded, default_fingerprint
 from service.keys import fingerprint_key, scope_key, split_key
@@ -112,14 +112,12 @@ def _mapped(state: CacheState, lookup: Lookup) -> Lookup | None:
     distance is near enough for its threshold."""
     assert lookup.embedded is not None
     served = state.maps.get(lookup.embedded.space)
-    policy = lookup.category.policy
     # No rule is learned of mapped distances.
-    threshold = lookup.threshold if policy.max_wrong is None else min(lookup.threshold, policy.cold_threshold)
-    limit = 0.0 if served is None else served.thresholds.limit(threshold)
+    limit = 0.0 if served is None else served.thresholds.limit(sure_threshold(lookup))
     if served is None or not limit:
         return None
     embedded = Embedded(served.apply(lookup.embedded.vector), served.modality)
-    return lookup._replace(embedded=embedded, threshold=limit, is_mapped=True)
+    return lookup._replace(embedded=embedded, threshold=limit, mapped_from=lookup.embedded)
 
 
 def fingerprint_of(query: LookupQuery) -> Fingerprint | None:
@@ -159,8 +157,8 @@ def _find_nearest(state: CacheState, lookups: Sequence[Lookup], *, now_ms: int) 
                 k=SHORTLIST if is_judged or is_learned(lookup) else 1,
                 now_ms=now_ms,
                 scope=scope_key(lookup.query.scope),
-                threshold=lookup.threshold,
-                radii=state.encoders.radii(encoder_ids, lookup.threshold),
+                threshold=reach(lookup),
+                radii=state.encoders.radii(encoder_ids, reach(lookup)),
                 with_vectors=is_judged,
             )
         )

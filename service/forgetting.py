@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 
 from service.database import reading, writing
+from service.decision_rules import empty_rules
 from service.errors import InvalidRequestError
 from service.label_removal import (
     Renewal,
@@ -129,6 +130,8 @@ def forget_rows(
         if not plan.row_ids:
             return _changes(plan, 0, answers, {})
         verdicts = _delete_rows(tx, plan)
+        if verdicts:  # rules may have been learned from them, those that borrow too
+            empty_rules(connection, record.id, now_ms=tx.now_ms)
         replace_encoders(connection, record, plan.destroyed, renewals, now_ms=tx.now_ms)
         learned_count = delete_learned(connection, record.id, plan.learned_ids)
         assert learned_count >= len(plan.learned_ids), "selected in this transaction, each once a space"

@@ -107,9 +107,9 @@ class Found(NamedTuple):  # quicker to make than a dataclass
 
 class Lookup(NamedTuple):
     """One lookup and what it is answered from. partitions: of all spaces of its modality. threshold: of those
-    searched. embedded: None where no vector is searched for. is_mapped: it is one of the embedder before.
-    seq: of the state. load: that counts for the category, in [0, 1]; None: none does. is_skipped: where no
-    fingerprint answers, nothing is searched."""
+    searched. embedded: None where no vector is searched for. mapped_from: what was asked, where `embedded` is
+    that in the space of the embedder before. seq: of the state. load: that counts for the category, in
+    [0, 1]; None: none does. is_skipped: where no fingerprint answers, nothing is searched."""
 
     query: LookupQuery
     category: CategoryRecord
@@ -117,7 +117,12 @@ class Lookup(NamedTuple):
     threshold: float
     key: Fingerprint | None
     embedded: Embedded | None
-    is_mapped: bool = False
+    mapped_from: Embedded | None = None
     seq: int = 0
     load: float | None = None
     is_skipped: bool = False
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is one of the embedder before."""
+        return self.mapped_from is not None

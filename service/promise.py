@@ -24,6 +24,8 @@ HORIZON = 3_000
 RECALIBRATION = 10.0
 """Judged would-be hits that weigh as much as the model's own word on how many of them are wrong."""
 
+_SAME_RISK = 1e-9  # what a batch and a single lookup may differ by
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -67,7 +69,9 @@ def risk_limit(
     high = mean + target.z * np.sqrt(np.maximum(spread, 0.0) + mean / HORIZON)
     if target.basis == HITS:
         high = high / (counts * of_all)
-    kept = np.flatnonzero(high <= target.wrong_share)
+    # All of an equal risk are served, or none.
+    is_last = np.append(np.diff(risks) > _SAME_RISK, True)
+    kept = np.flatnonzero(is_last & (high <= target.wrong_share))
     return float(risks[kept[-1]]) if len(kept) else 0.0
 
 

@@ -33,7 +33,7 @@ LEAST_GROWTH = 25
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedLookups:
     """Evidence as arrays. features: float64 [n, f]; wrong, would_hit: bool [n]; would_hit: it was served, or
-    was not because it was explored."""
+    withheld (evidence)."""
 
     features: NDArray[np.float64]
     wrong: NDArray[np.bool_]
@@ -47,7 +47,7 @@ class JudgedLookups:
                 len(judged), len(FEATURES)
             ),
             np.array([wrong for _, wrong in judged], dtype=bool),
-            np.array([evidence.was_served or evidence.is_explored for evidence, _ in judged], dtype=bool),
+            np.array([evidence.was_served or evidence.is_withheld for evidence, _ in judged], dtype=bool),
         )
 
     @property
@@ -98,7 +98,14 @@ def fit_rule(
             model = borrowed(model)
         model = learn_risk(judged.features, judged.wrong, prior=model)
     if not enough:
-        return DecisionRule(source=RuleSource.COLD, model=model, risk_limit=0.0)
+        return DecisionRule(
+            source=RuleSource.COLD,
+            model=model,
+            risk_limit=0.0,
+            target=target,
+            target_at_load=target_at_load,
+            explored_share=explored_share,
+        )
     nearest = enough[0]
     would_hit = nearest.would_hit
     correction = correction_of(model, nearest.features[would_hit], nearest.wrong[would_hit])
@@ -112,6 +119,9 @@ def fit_rule(
         model=model,
         risk_limit=limit_for(target),
         risk_limit_at_load=None if target_at_load is None else limit_for(target_at_load),
+        target=target,
+        target_at_load=target_at_load,
+        explored_share=explored_share,
         judged_count=len(nearest.wrong),
         wrong_count=int(nearest.wrong.sum()),
     )

@@ -7,24 +7,25 @@ replicas find it.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from service.database import reading, writing
 from service.decision_rules import read_rules, write_rule
 from service.errors import NotFoundError
-from service.evidence import NO_JUDGE, NO_SKETCH, Evidence, judge_of, unpack_evidence
+from service.evidence import NO_SKETCH, Evidence, judge_of, unpack_evidence
 from service.false_hits import KEPT, FalseHit, FalseHits, is_near
 from service.policy import below, chain_of
 from service.records import PAIR_LABELS, CategoryRecord
 from service.replica import CacheReplica, CacheState
 from service.request_samples import RequestSamples
-from service.rule_fit import EVIDENCE_KEPT, JudgedLookups, fit_rule, is_due, requests_like
-from service.tables import feedback
+from service.rule_fit import EVIDENCE_KEPT, LEAST_EVIDENCE, JudgedLookups, fit_rule, is_due, requests_like
+from service.spaces import current_space, modalities_of
+from service.tables import caches, categories, feedback, forgotten_rows
 
 READ_AT_START = 200_000
 """Latest verdicts of a cache that are read when it is opened."""
@@ -34,26 +35,36 @@ _PAGE = 1_000
 
 @dataclass(slots=True)
 class _Memory:
-    """One category's verdicts. count: of its evidence ever; false_count: of wrong answers that were
-    served."""
+    """One category's verdicts. counts: of its evidence ever, by judge; false_count: of wrong answers that
+    were served."""
 
     evidence: "deque[tuple[Evidence, bool]]" = field(default_factory=lambda: deque(maxlen=EVIDENCE_KEPT))
     false_hits: "deque[FalseHit]" = field(default_factory=lambda: deque(maxlen=KEPT))
-    count: int = 0
+    counts: "Counter[bytes]" = field(default_factory=Counter)
+    false_count: int = 0
+
+
+class _Seen(NamedTuple):
+    """What there was to learn a rule from: evidence of its judge, and wrong answers that were served."""
+
+    judged_count: int = 0
     false_count: int = 0
 
 
 @dataclass(slots=True)
 class _Followed:
-    """How far one cache's verdicts are followed, read at which settings.
+    """How far one cache's verdicts are followed.
 
-    learned_at: of each category that has or wanted a rule: counts of its evidence and false hits then.
+    read_to: None: nothing is read. config_version, forgotten_count: of the store then. touched: categories
+    whose false hits the replica does not know yet. learned_at: of each category that has or wanted a rule.
     """
 
-    config_version: int
-    read_to: int = 0
+    read_to: int | None = None
+    config_version: int = 0
+    forgotten_count: int = 0
     memories: dict[int, _Memory] = field(default_factory=dict)
-    learned_at: dict[int, tuple[int, int]] = field(default_factory=dict)
+    touched: set[int] = field(default_factory=set)
+    learned_at: dict[int, _Seen] = field(default_factory=dict)
 
 
 class RuleLearner:
@@ -81,7 +92,14 @@ class RuleLearner:
         """
         replicas = self._replicas()
         ids = {replica.state.record.id for replica in replicas}
-        self._samples.keep_only({key for replica in replicas for key in replica.state.category_names})
+        self._samples.keep_only(
+            {
+                (category_id, judge)
+                for replica in replicas
+                for judge in _judges(replica.state, replica.state.record.modalities)
+                for category_id in replica.state.category_names
+            }
+        )
         with self._lock:
             self._followed = {key: value for key, value in self._followed.items() if key in ids}
         for replica in replicas:
@@ -107,55 +125,102 @@ class RuleLearner:
 
     def _follow(self, replica: CacheReplica) -> None:
         state = replica.state
-        followed = self._followed.get(state.record.id)
-        if followed is None or followed.config_version != state.record.config_version:
-            # Also after a forgetting, which takes verdicts away.
-            followed = self._followed[state.record.id] = _Followed(state.record.config_version)
-        touched: set[int] = set()
+        cache_id = state.record.id
         with reading(self._engine) as connection:
-            if followed.read_to == 0:
-                touched |= set(state.false_hits)
-                followed.read_to = _first_to_read(connection, state.record.id)
-            for row in _rows_after(connection, state.record.id, followed.read_to):
-                followed.read_to = row.id
-                touched.add(row.category_id)
+            followed = self._settled(connection, state)
+            is_first = followed.read_to is None
+            read_to = _first_to_read(connection, cache_id) if followed.read_to is None else followed.read_to
+            followed.read_to = read_to
+            for row in _rows_after(connection, cache_id, read_to):
+                followed.touched.add(row.category_id)
                 _remember(followed.memories.setdefault(row.category_id, _Memory()), row)
-            rules = read_rules(connection, state.record.id, state.rules)
-        if touched or rules != state.rules:
-            remembered = {key: followed.memories[key].false_hits for key in touched & set(followed.memories)}
-            false_hits = {key: hits for key, hits in state.false_hits.items() if key not in touched}
-            false_hits |= {key: FalseHits.of(tuple(hits)) for key, hits in remembered.items() if hits}
-            replica.use_rules(rules, false_hits)
+                followed.read_to = row.id
+            if is_first:  # the rest is of a program that kept no evidence: never looked at again
+                followed.read_to = max(followed.read_to, _newest(connection, cache_id))
+            rules = read_rules(connection, cache_id, state.rules)
+        if not followed.touched and rules == state.rules:
+            return
+        false_hits = {key: hits for key, hits in state.false_hits.items() if key not in followed.touched}
+        for key in followed.touched & set(followed.memories):
+            if hits := followed.memories[key].false_hits:
+                false_hits[key] = FalseHits.of(tuple(hits))
+        replica.use_rules(rules, false_hits)
+        followed.touched = set()
+
+    def _settled(self, connection: Connection, state: CacheState) -> _Followed:
+        """How far verdicts are followed, at the settings that the store has: without those on entries that
+        were forgotten, and those of categories that are gone.
+
+        Raises: NotFoundError: the cache was deleted.
+        """
+        cache_id = state.record.id
+        query = select(caches.c.config_version).where(caches.c.id == cache_id)
+        config_version = connection.execute(query).scalar()
+        if config_version is None:
+            raise NotFoundError("the cache was deleted", reason="CACHE_NOT_FOUND")
+        followed = self._followed.get(cache_id)
+        if followed is not None and followed.config_version == config_version:
+            return followed
+        of_cache = forgotten_rows.c.cache_id == cache_id
+        count = connection.execute(select(func.count()).where(of_cache)).scalar_one()
+        if followed is None or followed.forgotten_count != count:
+            followed = self._followed[cache_id] = _Followed(touched=set(state.false_hits))
+        kept = set(
+            connection.execute(select(categories.c.id).where(categories.c.cache_id == cache_id)).scalars()
+        )
+        followed.touched |= set(state.false_hits) - kept
+        followed.memories = {key: memory for key, memory in followed.memories.items() if key in kept}
+        followed.learned_at = {key: seen for key, seen in followed.learned_at.items() if key in kept}
+        followed.config_version, followed.forgotten_count = config_version, count
+        return followed
 
     def _learn_if_due(self, replica: CacheReplica, followed: _Followed, category: CategoryRecord) -> None:
-        """Learn a rule where its evidence has grown enough. Raises: StoreUnavailableError, NotFoundError."""
-        state = replica.state
+        """Learn a rule where its evidence has grown enough, or it is one for something else than is asked
+        for. Raises: StoreUnavailableError, NotFoundError."""
+        state, policy = replica.state, category.policy
+        if followed.config_version != state.record.config_version:
+            return  # the settings are about to be read again
         pools = _pools(state, category)
         widest = [followed.memories[key] for key in pools[-1] if key in followed.memories]
-        seen = (sum(memory.count for memory in widest), sum(memory.false_count for memory in widest))
-        count, false_count = followed.learned_at.get(category.id, (0, 0))
-        if not is_due(seen[0], learned_count=count) and seen[1] == false_count:
-            return
-        followed.learned_at[category.id] = seen
+        judge = _judge(state, widest)
+        seen = _Seen(
+            sum(memory.counts[judge] for memory in widest), sum(memory.false_count for memory in widest)
+        )
         known = state.rules.get(category.id)
-        if known is not None and known.learned_to >= followed.read_to:
-            return  # another replica was first, or this process before it was started anew
-        target, judge = category.policy.target, _judge(state)
-        assert target is not None  # of which rules are learned
+        asked = (policy.target, policy.target_at_load, policy.exploration, judge)
+        is_same = known is None or asked == (
+            (known.target, known.target_at_load, known.explored_share, known.judge)
+        )
+        if is_same and not _is_more(seen, followed.learned_at.get(category.id, _Seen())):
+            return
+        read_to = followed.read_to or 0
+        if is_same and known is not None and known.learned_to >= read_to:
+            # Another replica was first, or this process before it was started anew.
+            followed.learned_at[category.id] = seen
+            return
+        assert policy.target is not None  # of which rules are learned
         own, *ancestors = (_judged(followed, pool, judge=judge) for pool in pools)
         rule = fit_rule(
             own,
             ancestors,
-            requests_like(self._samples.latest(category.id), (own, *ancestors)),
-            target,
-            explored_share=category.policy.exploration,
-            target_at_load=category.policy.target_at_load,
+            requests_like(self._samples.latest(category.id, judge), (own, *ancestors)),
+            policy.target,
+            explored_share=policy.exploration,
+            target_at_load=policy.target_at_load,
         )
         version = 0 if known is None else known.version
-        rule = replace(rule, judge=judge, learned_to=followed.read_to, version=version)
+        rule = replace(rule, judge=judge, learned_to=read_to, version=version)
         with writing(self._engine) as connection:
-            is_kept = write_rule(connection, state.record.id, category.id, rule, now_ms=self._clock())
-        if is_kept:
+            is_kept = write_rule(
+                connection,
+                state.record.id,
+                category.id,
+                rule,
+                config_version=followed.config_version,
+                now_ms=self._clock(),
+            )
+        if is_kept:  # else what is so then is seen at the next step
+            followed.learned_at[category.id] = seen
             rules = {**replica.state.rules, category.id: replace(rule, version=version + 1)}
             replica.use_rules(rules, replica.state.false_hits)
 
@@ -164,6 +229,12 @@ def _first_to_read(connection: Connection, cache_id: int) -> int:
     """The row id after which the verdicts of a cache are read that is opened."""
     newest = select(feedback.c.id).where(feedback.c.cache_id == cache_id, feedback.c.evidence.is_not(None))
     query = newest.order_by(feedback.c.id.desc()).offset(READ_AT_START).limit(1)
+    return int(connection.execute(query).scalar() or 0)
+
+
+def _newest(connection: Connection, cache_id: int) -> int:
+    """The row id of the latest verdict of a cache, 0 without one."""
+    query = select(func.max(feedback.c.id)).where(feedback.c.cache_id == cache_id)
     return int(connection.execute(query).scalar() or 0)
 
 
@@ -189,7 +260,7 @@ def _remember(memory: _Memory, row: Any) -> None:
     is_wrong = not PAIR_LABELS[row.verdict]
     if evidence.features:
         memory.evidence.append((evidence, is_wrong))
-        memory.count += 1
+        memory.counts[evidence.judge] += 1
     if not evidence.was_served or evidence.sketch == NO_SKETCH:
         return
     if is_wrong:
@@ -208,7 +279,7 @@ def _pools(state: CacheState, category: CategoryRecord) -> list[list[int]]:
 
 
 def _judged(followed: _Followed, pool: Sequence[int], *, judge: bytes) -> JudgedLookups:
-    """The evidence of these categories that this judge, or none, had its say in."""
+    """The evidence of these categories that is of this judge."""
     found = [
         pair
         for key in pool
@@ -219,7 +290,27 @@ def _judged(followed: _Followed, pool: Sequence[int], *, judge: bytes) -> Judged
     return JudgedLookups.of(found)
 
 
-def _judge(state: CacheState) -> bytes:
-    """The verifier whose word new evidence holds; of several modalities none is learned together."""
-    ids = sorted(verifier.verifier_id for verifier in state.verifiers.values())
-    return judge_of(ids[0]) if len(ids) == 1 else NO_JUDGE
+def _judge(state: CacheState, memories: Iterable[_Memory]) -> bytes:
+    """What rules are learned of: of all that is asked now, what there is most evidence of. Several
+    modalities have distances of their own and are not learned together."""
+    counts: Counter[bytes] = Counter()
+    for memory in memories:
+        counts.update(memory.counts)
+    current = [current_space(state.record, modality) for modality in modalities_of(state.record)]
+    return max(_judges(state, current), key=counts.__getitem__)
+
+
+def _judges(state: CacheState, spaces: Iterable[str]) -> list[bytes]:
+    """Of each of these spaces, whose word new evidence holds."""
+    found = []
+    for space in sorted(spaces):
+        verifier = state.verifiers.get(space)
+        found.append(judge_of(space, "" if verifier is None else verifier.verifier_id))
+    return found
+
+
+def _is_more(seen: _Seen, learned: _Seen) -> bool:
+    """Whether there is enough more to learn from. A wrong answer that was served counts at once."""
+    if is_due(seen.judged_count, learned_count=learned.judged_count):
+        return True
+    return seen.judged_count >= LEAST_EVIDENCE and seen.false_count != learned.false_count

@@ -74,7 +74,7 @@ class VerifiedRule:
         self.explored_count += is_explored
         self._last = (
             served,
-            Evidence(was_served=False, is_explored=is_explored, sketch=bytes(32), features=weighed.features),
+            Evidence(was_served=False, is_withheld=is_explored, sketch=bytes(32), features=weighed.features),
         )
         return served if would_hit and not is_explored else None
 

@@ -20,6 +20,7 @@ from service.load import Loads, applied_load, between, refresh_after_at, thresho
 from service.policy import Policy, check_policy, resolve
 from service.promise import Target, risk_limit
 from service.risk import FEATURES, PRIOR_VARIANCE, RiskModel, no_evidence
+from service.rows import read_cache
 from service.rule_fit import JudgedLookups, fit_rule
 from service.tables import decision_rules
 
@@ -133,7 +134,14 @@ def test_a_rule_that_was_kept_before_there_was_load_is_read(shared_engine: Engin
     for at_load in (0.3, None):
         with writing(shared_engine) as connection:
             connection.execute(delete(decision_rules).where(row))
-            write_rule(connection, cache.id, category_id, rule(risk_limit=0.1, at_load=at_load), now_ms=1)
+            write_rule(
+                connection,
+                cache.id,
+                category_id,
+                rule(risk_limit=0.1, at_load=at_load),
+                config_version=read_cache(connection, cache.name).config_version,
+                now_ms=1,
+            )
         with reading(shared_engine) as connection:
             kept = read_rules(connection, cache.id, {})[category_id]
         assert (kept.risk_limit, kept.risk_limit_at_load) == (0.1, at_load)
