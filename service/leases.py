@@ -257,8 +257,7 @@ class RefreshTurns:
         self._soonest = math.inf  # no turn ends before
 
     def try_take(self, key: Hashable, *, seconds: float) -> bool:
-        """Whether the caller is to compute `key` anew; nobody else is for so long, or until it is given
-        back."""
+        """Whether the caller is to compute `key` anew; nobody else is for so long."""
         with self._lock:
             now = self._clock()
             if self._until.get(key, -math.inf) > now:
@@ -271,8 +270,3 @@ class RefreshTurns:
             self._until[key] = now + seconds
             self._soonest = min(self._soonest, now + seconds)
             return True
-
-    def give_back(self, key: Hashable) -> None:
-        """Let the next caller have the turn: it was computed, or given up."""
-        with self._lock:
-            self._until.pop(key, None)

@@ -58,14 +58,7 @@ def pack_payload(
 
 def unpack_payload(payload: bytes) -> Payload:
     """What `pack_payload` packed, without facts and text."""
-    name_size, type_size = _HEADER.unpack_from(payload)
-    name_end = _HEADER.size + (name_size & _NAME_SIZE)
-    type_end = name_end + type_size
-    start = type_end
-    if name_size & _HAS_FACTS:
-        start += _FACTS.size
-    if name_size & _HAS_TEXT:
-        start += _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(payload, start)[0]
+    name_end, type_end, start = _ends(payload)
     return Payload(
         payload[_HEADER.size : name_end].decode(), payload[name_end:type_end].decode(), payload[start:]
     )
@@ -82,12 +75,7 @@ def payload_facts(payload: bytes) -> Facts:
 
 def response_key(payload: bytes) -> int:
     """Equal for equal responses, within this process."""
-    name_size, type_size = _HEADER.unpack_from(payload)
-    start = _HEADER.size + (name_size & _NAME_SIZE) + type_size
-    if name_size & _HAS_FACTS:
-        start += _FACTS.size
-    if name_size & _HAS_TEXT:
-        start += _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(payload, start)[0]
+    start = _ends(payload).text_end
     return hash(memoryview(payload)[start:])  # as of the bytes, without a copy
 
 
@@ -101,6 +89,26 @@ def payload_text(payload: bytes) -> str:
     (text_size,) = _TEXT_SIZE.unpack_from(payload, start)
     start += _TEXT_SIZE.size
     return payload[start : start + text_size].decode()
+
+
+class _Ends(NamedTuple):
+    """Where parts of a payload end: the entry id, the media type, facts and text, after which the response
+    is."""
+
+    name_end: int
+    type_end: int
+    text_end: int
+
+
+def _ends(payload: bytes) -> _Ends:
+    name_size, type_size = _HEADER.unpack_from(payload)
+    name_end = _HEADER.size + (name_size & _NAME_SIZE)
+    type_end = text_end = name_end + type_size
+    if name_size & _HAS_FACTS:
+        text_end += _FACTS.size
+    if name_size & _HAS_TEXT:
+        text_end += _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(payload, text_end)[0]
+    return _Ends(name_end, type_end, text_end)
 
 
 def is_payload_of(payload: bytes, packed: bytes) -> bool:

@@ -389,14 +389,6 @@ def test_first_caller_within_a_period_has_the_turn() -> None:
     assert [turns.try_take("e", seconds=5) for _ in range(2)] == [True, False]
 
 
-def test_turn_that_is_given_back_is_the_next_callers() -> None:
-    turns, _ = refresh_turns()
-    assert turns.try_take("e", seconds=5)
-    turns.give_back("e")
-    turns.give_back("never taken")
-    assert turns.try_take("e", seconds=5)
-
-
 def test_there_are_only_so_many_turns_until_some_are_over() -> None:
     turns, now = refresh_turns(max_turns=2)
     assert [turns.try_take(key, seconds=key) for key in (1, 9, 3)] == [True, True, False]
