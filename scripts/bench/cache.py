@@ -109,7 +109,7 @@ def trained_question_stream(folder: Path, *, quick: bool) -> Stream:
     kept = np.setdiff1d(np.arange(len(questions.vectors)), rows)
     pairs = questions.pairs[np.isin(questions.pairs[:, 0], kept)].copy()
     if quick:
-        pairs = pairs[:6_000]
+        pairs = pairs[:4_000]
     used = np.unique(pairs[:, :2])
     pairs[:, :2] = np.searchsorted(used, pairs[:, :2])
     texts = [questions.texts[row] for row in used.tolist()] if any(questions.texts) else None

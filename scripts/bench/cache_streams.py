@@ -17,7 +17,7 @@ from scripts.bench.pair_folds import read_question_texts
 
 INTENT_REQUESTS = 11_000
 QUESTION_REQUESTS = 12_000
-QUICK_REQUESTS = 2_500
+QUICK_REQUESTS = 1_500
 MOST_SHARE = 0.5
 """Of the rows, that a stream takes at the most: the others may be learned from."""
 
